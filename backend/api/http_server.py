@@ -82,7 +82,7 @@ class HttpServer:
         self._server.run()
 
     def run_until_signal(self, on_signal: Callable[[], None] = lambda: None) -> None:
-        """Serve until SIGTERM or SIGINT, which call `on_signal` first; for the main thread."""
+        """Serve until SIGTERM or SIGINT; either calls `on_signal` first; for the main thread."""
 
         def end(_number: int, _frame: object) -> None:
             on_signal()

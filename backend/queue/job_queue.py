@@ -1,14 +1,14 @@
-"""One job a task: its id, enqueueing it exactly once, waiting for what it brings, and who still waits for it.
+"""One job a task: its id, enqueueing it exactly once, waiting for its outcome, and the requests that wait for it.
 
-The id is a hash of everything that the prediction depends on. Whoever asks for the same thing, at the same time or an
-hour later, meets the same record and nothing is computed twice. A lane is a list of ids; all else stands in the record.
+The id is a hash of everything that the prediction depends on. A request for the same prediction, at the same time or an
+hour later, gets the same record and nothing is computed twice. A lane is a list of ids; all else is in the record.
 
-A request that waits *asks* for its tasks under a name of its own and renews a lease while it waits and its client is
-still connected. A task whose askers are all gone is dropped when a worker takes it, unless it is deferred (it will be
-pushed) or nobody ever waited for it (an operator's retry, a prediction after a promotion).
+A waiting request registers at its tasks under a name of its own and renews a lease while it waits and its client is
+still connected. A task whose requesters are all gone is dropped when a worker takes it, unless it is deferred (it will
+be pushed) or nobody ever waited for it (an operator's retry, a prediction after a promotion).
 
-Which tasks have ended is said to all requests of a process that wait by one subscription: one of each request's own
-cost a connection, and every request would read every other's news.
+All waiting requests of a process share one subscription that says which tasks have ended: one for each request would
+cost a connection each, and every request would read the messages of all others.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ from backend.queue.keys import (
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
-# The first request waits this long, in s, for the subscription; later rechecks find what was missed before it.
+# The first request waits this long, in s, for the subscription; messages before it are found by later rechecks.
 LISTENING_S = 0.5
 LOOK_UP_S = 1.0
 RECONNECT_S = 0.2
 
 
 class Subscription:
-    """What one request has heard and not yet looked at."""
+    """Ids of ended tasks that one request has received and not yet read."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -83,7 +83,7 @@ class Subscription:
 
 
 class CompletionListener:
-    """A thread that listens from the first request that waits."""
+    """Receives the ids of ended tasks for all waiting requests, in a thread that starts with the first of them."""
 
     def __init__(self, connection: Redis) -> None:
         self.connection = connection
@@ -94,7 +94,7 @@ class CompletionListener:
 
     @contextlib.contextmanager
     def about(self, job_ids: Collection[str]) -> Iterator[Subscription]:
-        """While inside, these tasks' ends are heard, from a moment before the block begins."""
+        """Receive the ends of these tasks inside the `with` block, from just before it begins."""
         arrivals = Subscription()
         with self._lock:
             for job_id in job_ids:
@@ -113,7 +113,7 @@ class CompletionListener:
                         del self._waiting[job_id]
 
     def close(self) -> None:
-        """Before the connections of this process are closed under the thread that listens."""
+        """Stop listening; call it before the connections of this process are closed."""
         self._is_closed = True
 
     def _run(self) -> None:
@@ -151,7 +151,7 @@ CHUNK = 500
 RECHECK_S = 1.0
 # A lease outlives its last renewal by this, in s: renewals come every second, a busy API process may be late.
 LEASE_S = 10.0
-# Answers are collected up to this many bytes of JSON; what would come on top counts as not ready and is deferred.
+# Answers are collected up to this many bytes of JSON; tasks beyond it count as not ready and are deferred.
 MOST_ANSWER_BYTES = 32 * 2**20
 ANSWER_CHUNK = 50
 CANCELLED = "Cancelled before a worker took it."
@@ -160,10 +160,11 @@ CANCELLED_HINT = "Open the task in Label Studio or retrieve its predictions agai
 
 @dataclass(frozen=True)
 class Requester:
-    """A request that waits.
+    """A waiting request.
 
     Attributes:
-        token: its name in Redis; "" for who leaves tasks behind without waiting for them.
+        token: its name in Redis; "" for a caller that does not wait for its tasks.
+        is_gone: whether its client has disconnected.
     """
 
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -181,7 +182,7 @@ class PredictionJob:
         project: Label Studio's "<id>.<created>", or "" for other clients.
         image: the value of the task's image key, for the hash; a hash itself where the image is inside the task.
         request_id: of the request that asked first; for logs, not part of the identity.
-        prompt: what an annotator points at (`backend.predictions.prompts.PromptFields`); None for a whole image.
+        prompt: the annotator's box or click (`integration.label_studio.prompts.PromptFields`); None for a whole image.
     """
 
     project: str
@@ -211,7 +212,7 @@ class PredictionJob:
         return f"p{project}-t{task}-{digest}"
 
     def payload(self) -> dict[str, Any]:
-        """As it lies in the queue: the label config by its digest (`backend.queue.job_store`)."""
+        """The job as it is queued: with the digest of the label config (`backend.queue.job_store`)."""
         return {
             **{item.name: getattr(self, item.name) for item in fields(self)},
             "label_config": config_digest(self.label_config),
@@ -219,7 +220,7 @@ class PredictionJob:
 
 
 class JobQueue:
-    """Both lanes of the queue with the records of what went through them."""
+    """Both lanes of the queue, with the records of all tasks."""
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection = connection
@@ -235,7 +236,7 @@ class JobQueue:
     def submit(
         self, jobs: Sequence[PredictionJob], *, interactive: bool = False, requester: Requester = NO_REQUESTER
     ) -> dict[str, str]:
-        """Enqueue those that nobody has asked for yet; interactive ones overtake."""
+        """Enqueue the jobs that are not queued yet; interactive ones overtake. States by job id."""
         distinct = list({job.id: job for job in jobs}.values())
         answers: dict[str, str] = {}
         for start in range(0, len(distinct), CHUNK):
@@ -245,7 +246,7 @@ class JobQueue:
         return answers
 
     def stop(self) -> None:
-        """Have all who wait answer at once: the process was asked to end."""
+        """Make all waiting requests answer at once: the process was asked to end."""
         self.is_stopping = True
 
     def announce(self) -> None:
@@ -253,7 +254,7 @@ class JobQueue:
         self.connection.publish(QUEUED_CHANNEL, "")
 
     def _enqueue(self, jobs: Sequence[PredictionJob], is_interactive: bool, requester: Requester) -> dict[str, str]:
-        """One atomic step; see submit.lua."""
+        """Enqueue jobs in one atomic step; see submit.lua."""
         args: list[Any] = [NAMES, time.time(), QUEUED_TTL_S, INDEX_SIZE, requester.token, int(LEASE_S * 1000)]
         for job in jobs:
             task, payload = str(job.task.get("id", "")), json.dumps(job.payload())
@@ -286,14 +287,14 @@ class JobQueue:
         interactive: bool = False,
         requester: Requester = NO_REQUESTER,
     ) -> dict[str, JobOutcome]:
-        """Submit, and wait: outcomes by job id of those that ended before `until` (time.monotonic()).
+        """Submit jobs and wait: outcomes by job id of those that ended before `until` (time.monotonic()).
 
-        Also ends when this process stops, or the client of `asker` has gone away.
+        Also returns when this process stops, or the client of `requester` has gone away.
 
-        Survives a queue server that restarts and forgets everything: lost jobs are submitted again.
+        Jobs that the queue server lost in a restart are submitted again.
         """
         by_id = {job.id: job for job in jobs}
-        # Listening begins first, so that only what had ended before has to be looked up.
+        # Listening begins first, so that only tasks that had ended before need a look-up.
         with self.news.about(by_id) as arrivals:
             answers = self.submit(jobs, interactive=interactive, requester=requester)
             outcomes: dict[str, JobOutcome] = {}
@@ -318,7 +319,7 @@ class JobQueue:
         return outcomes
 
     def _add(self, outcomes: dict[str, JobOutcome], job_ids: Sequence[str]) -> None:
-        """Read how tasks ended, while there is room for it."""
+        """Read the outcomes of tasks, up to `MOST_ANSWER_BYTES`."""
         for start in range(0, len(job_ids), ANSWER_CHUNK):
             if _size(outcomes) >= MOST_ANSWER_BYTES:
                 return
@@ -329,7 +330,7 @@ class JobQueue:
         return may_go_on and _size(outcomes) < MOST_ANSWER_BYTES
 
     def _promote(self, job_ids: Iterable[str]) -> None:
-        """Move waiting jobs into the fast lane; workers leave out what was taken in the meantime."""
+        """Move waiting jobs into the interactive lane; workers skip those that were taken in the meantime."""
         with self.connection.pipeline() as pipe:
             for job_id in job_ids:
                 pipe.lrem(PREDICT_LANE, 1, job_id)
@@ -358,9 +359,9 @@ class JobQueue:
         return True
 
     def cancel(self, *, project: str = "", job_id: str = "") -> int:
-        """End waiting tasks as failed, so that requests that wait for them are answered and nothing is pushed later.
+        """End waiting tasks as failed, so that their requests are answered and nothing is pushed later; their number.
 
-        What a worker has begun goes on to its end.
+        Tasks that a worker has begun go on to their end.
 
         Args:
             project: Label Studio's id of the project, "" for all. job_id: only this one.

@@ -1,4 +1,4 @@
-"""The worker process: keeps the model warm, takes batches of waiting tasks and overlaps them until it is asked to stop.
+"""The worker process: keeps the model loaded and runs batches of waiting tasks, overlapped, until it is asked to stop.
 
 While the network runs on one batch, the images of the next are fetched and the last is outlined:
 
@@ -8,8 +8,8 @@ While the network runs on one batch, the images of the next are fetched and the 
 
 Torch releases the interpreter while it computes. Signals, and with them the time limit of a batch, reach the main
 thread only. Interactive tasks belong to an interactive worker; where none lives, every other worker takes them between
-its batches. The queue server may go away, restart, forget everything or be full: the loop waits until it is back, with
-what was loaded still loaded and what was computed still kept.
+its batches. The queue server may go away, restart, lose its data or be full: the loop waits until it is back, and keeps
+its models and the outcomes that are not stored yet.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Batch:
     """Tasks to be predicted together.
 
     Attributes:
-        is_alone: it was there when a worker died; nothing else may be at hand, so that the killer is found.
+        is_alone: its task was running when a worker died. Nothing else runs with it, so that a task that kills workers
+            is identified.
     """
 
     jobs: dict[str, PredictionJob]
@@ -73,7 +74,7 @@ class Batch:
 
 
 class Batcher:
-    """Batches for one worker, which answers for them with its signs of life from then on."""
+    """Takes batches for one worker, whose heartbeat covers them from then on."""
 
     def __init__(self, queue: JobQueue, vitals: Heartbeat, settings: Settings, *, is_interactive: bool = False) -> None:
         self.queue = queue
@@ -84,7 +85,7 @@ class Batcher:
         self._script = load_script(self.connection, "take")
 
     def first(self) -> Batch | None:
-        """A batch to begin with: the interactive task that waits longest, alone, else what waits and comes soon."""
+        """Take a first batch: the interactive task that waits longest, alone, else a batch of waiting tasks."""
         urgent = self.urgent()
         if urgent is not None or self.is_interactive:
             return urgent
@@ -93,32 +94,32 @@ class Batcher:
         return self.next()
 
     def urgent(self) -> Batch | None:
-        """The interactive task that waits longest; left to an interactive worker where one lives."""
+        """Take the interactive task that waits longest; None while an interactive worker lives."""
         if not self.is_interactive and self.connection.exists(INTERACTIVE_WORKERS):
             return None
         return self._take(INTERACTIVE_LANE, 1)
 
     def next(self) -> Batch | None:
-        """What waits, up to a whole batch; nothing for an interactive worker."""
+        """Take waiting tasks, up to a whole batch; None for an interactive worker."""
         if self.is_interactive:
             return None
         return self._take(PREDICT_LANE, self.limits.max_batch)
 
     def ahead(self) -> Batch | None:
-        """The same, to be prepared while another batch runs: not at the cost of workers that could run it now."""
+        """Take a batch to prepare while another runs; one is left for each other worker, which could run it now."""
         if self.is_interactive:
             return None
         limit = self.limits.max_batch
         return self._take(PREDICT_LANE, limit, left_to_each=limit, may_be_alone=False)
 
     def _await_company(self) -> None:
-        """Give others `max_wait_ms` to arrive."""
+        """Wait up to `max_wait_ms` for a full batch."""
         give_up = time.monotonic() + self.limits.max_wait_ms / 1000
         while time.monotonic() < give_up and self.connection.llen(PREDICT_LANE) < self.limits.max_batch:
             time.sleep(POLL_S)
 
     def _take(self, lane: str, limit: int, *, left_to_each: int = 0, may_be_alone: bool = True) -> Batch | None:
-        """One round trip; see take.lua."""
+        """Take tasks of a lane in one round trip; see take.lua."""
         name = self.vitals.name
         is_alone, dropped_ids, *id_payload_pairs = self._script(
             keys=[lane, RUNNING + name, WORKERS],
@@ -132,7 +133,7 @@ class Batcher:
         return Batch({job_id: self.queue.job_of(json.loads(payload)) for job_id, payload in payloads}, bool(is_alone))
 
 
-#: A batch whose images are on their way.
+#: A batch whose images are being fetched.
 Begun = tuple[Batch, FetchedImages]
 
 
@@ -155,7 +156,7 @@ class BatchPipeline:
         """Run `first` and all that waits.
 
         Raises:
-            RedisError: the queue server went away; what was at hand is still listed as ours.
+            RedisError: the queue server went away; unfinished tasks are still listed as ours.
         """
         ahead = self._begin(first)
         try:
@@ -181,7 +182,7 @@ class BatchPipeline:
         return (batch, self.runner.fetcher.begin(batch.jobs)) if batch else None
 
     def _compute(self, begun: Begun) -> None:
-        """Images and network here, the rest in the writing thread once it has done the batch before."""
+        """Wait for images and run the network here; the writing thread does the rest after the batch before."""
         batch, images = begun
         try:
             with UnixSignalDeathPenalty(self.timeout_s, JobTimeoutException):
@@ -193,7 +194,7 @@ class BatchPipeline:
         self._writing = batch, self._writer.submit(self.runner.write, predicted_batch)
 
     def _settle(self) -> None:
-        """Wait until the batch before is recorded."""
+        """Wait until the previous batch is recorded."""
         if self._writing is None:
             return
         (batch, future), self._writing = self._writing, None
@@ -202,7 +203,7 @@ class BatchPipeline:
         except TimeoutError:
             if future.done():
                 raise
-            # The thread cannot be interrupted; it is left behind with what it does.
+            # The thread cannot be interrupted; it is abandoned with its work.
             self._writer.shutdown(wait=False)
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="regions")
             self.runner.fail(batch.jobs, self._too_long())
@@ -223,7 +224,7 @@ SAME_SIGNAL_S = 1.0
 
 
 class StopSignal:
-    """Whether this process was asked to end (SIGTERM, SIGINT); what is at hand is finished first.
+    """Whether this process was asked to end (SIGTERM, SIGINT); current batches are finished first.
 
     A second signal ends the process at once. For the main thread.
     """
@@ -252,10 +253,11 @@ def serve_queue(
     burst: bool = False,
     on_connect: Callable[[], object] = lambda: None,
 ) -> None:
-    """Work until asked to stop, or with `burst` until nothing waits; a queue server that fails is waited for.
+    """Work until asked to stop, or with `burst` until nothing waits; wait while the queue server is away.
 
     Args:
-        connected: called at the beginning and whenever the queue server answers again.
+        work: does one piece of work; False when nothing waits.
+        on_connect: called at the beginning and whenever the queue server answers again.
     """
     pause_s = RETRY_S
     while not stop.is_set:
@@ -281,10 +283,10 @@ def serve_queue(
 
 
 class Recorder:
-    """Hands what became of batches to the queue; keeps what the queue server did not take.
+    """Stores the outcomes of batches in the queue; keeps those that could not be stored, for the next try.
 
     Args:
-        worker: name of the worker, which has nothing more to do with the tasks then.
+        worker: name of the worker; stored tasks are removed from its list of running ones.
     """
 
     def __init__(self, queue: JobQueue, worker: str) -> None:
@@ -298,7 +300,7 @@ class Recorder:
         self.flush()
 
     def flush(self) -> None:
-        """Store what is kept, the oldest first."""
+        """Store the outcomes that are kept, the oldest first."""
         while self._unstored:
             finished_jobs, stages_s = self._unstored[0]
             self._store(finished_jobs, stages_s)
@@ -324,11 +326,11 @@ def run_worker(
     burst: bool = False,
     is_interactive: bool = False,
 ) -> None:
-    """Serve jobs until SIGTERM or SIGINT, which finish the batch at hand. For the main thread of a process.
+    """Serve jobs until SIGTERM or SIGINT; the current batch is finished. For the main thread of a process.
 
     Args:
-        load: builds the predictor of the settings' checkpoint directory; another one in tests of the queue's mechanics.
-        is_interactive: answer prompts only, with the promptable model alone, so that none waits behind a batch.
+        load: builds the predictor of the settings' checkpoint directory; tests of the queue give another one.
+        is_interactive: answer prompts only, with the promptable model alone, so that no prompt waits behind a batch.
 
     Raises:
         StartError: no queue server, or a model that cannot be loaded.
@@ -353,7 +355,7 @@ def run_worker(
         return batch is not None
 
     def take_stock() -> None:
-        """What was computed is stored; what was taken in a call whose answer was lost is queued again."""
+        """Store outcomes that are kept, and queue tasks again whose taking was lost with the connection."""
         recorder.flush()
         requeue_jobs_of(queue, name)
         absolve(queue, name)
@@ -367,7 +369,7 @@ def run_worker(
         log.warning("left without saying goodbye: %s", error)
     finally:
         maintenance.end()
-        # What is still listed as running, after an error, is taken over by others as from a dead worker.
+        # After an error, tasks still listed as running are taken over by others as from a dead worker.
         try:
             vitals.leave()
         except redis.RedisError as error:
@@ -377,7 +379,7 @@ def run_worker(
 def _runner(
     settings: Settings, queue: JobQueue, recorder: Recorder, load: Callable[[Settings], Predictor], is_interactive: bool
 ) -> TaskRunner:
-    """What runs tasks, with its models warm."""
+    """Build the task runner, with its models loaded."""
     images = ImageSource(settings, Projects(queue.connection))
     prompts = PromptRunner(settings) if prompt_version(settings) or is_interactive else None
     if prompts and (is_interactive or not queue.connection.exists(INTERACTIVE_WORKERS)):
@@ -396,7 +398,7 @@ def _warm(prompts: PromptRunner, is_needed: bool) -> None:
     """Load the promptable model before the first prompt.
 
     Raises:
-        StartError: it cannot be loaded, and nothing can be done without.
+        StartError: it cannot be loaded, and this worker needs it.
     """
     if is_needed:
         import torch

@@ -1,8 +1,8 @@
 """What runs beside a worker's batches: heartbeats, taking over from dead workers, pushing deferred predictions.
 
 Deferred predictions are pushed into Label Studio once, in chunks, with retry; a lock per project leaves each project to
-one worker. What is deferred is in Redis, so it outlives the process. After a push whose fate is unknown (a timeout, a
-killed worker) the tasks are looked up in Label Studio first: it has no duplicate check of its own.
+one worker. Deferred tasks are in Redis, so they outlive the process. After a push whose outcome is unknown (a timeout,
+a killed worker) the tasks are looked up in Label Studio first: it has no duplicate check of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from integration.label_studio.tasks import Prediction
 
 log = logging.getLogger(__name__)
 POLL_S = 0.3
-# Rows that are ready are not held back longer than this, in s, for a fuller chunk.
+# Rows wait at most this long, in s, for a fuller chunk.
 GATHER_S = 3.0
 
 
@@ -56,7 +56,7 @@ def connect(settings: Settings, project: Project) -> LabelStudioClient:
 
 
 class Pusher:
-    """Delivers what requests deferred."""
+    """Pushes deferred predictions into Label Studio."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Pusher:
             except redis.RedisError as error:
                 log.warning("cannot look for deferred predictions: %s", error)
             except Exception:
-                # A broken push must not end the thread: everything deferred later would never arrive.
+                # A broken push must not end the thread: nothing deferred later would be delivered.
                 log.exception("pushing failed unexpectedly; trying again")
 
     def push_ready(self) -> int:
@@ -106,7 +106,7 @@ class Pusher:
             if not lock.is_held:
                 self._break_lock(keys=[PUSH_LOCK + key], args=[NAMES])
                 return 0
-            # With the lock in hand, whatever is still marked as being pushed was left by a worker that died.
+            # We hold the lock, so tasks still marked as being pushed were left by a worker that died.
             entries = self.deliveries.deferred_of(sorted(self.deliveries.being_pushed()))
             abandoned_ids = [job_id for job_id, entry in entries.items() if entry["project"] == key]
             self.deliveries.give_back(abandoned_ids, uncertain=True)
@@ -116,7 +116,7 @@ class Pusher:
             return self._push(self.projects.get(key), ready_ids, lock)
 
     def _worth_pushing(self, key: str, done_count: int, unfinished_count: int) -> bool:
-        """Full chunks at once, the last ones when nothing more comes, and a few every `GATHER_S`."""
+        """Whether to push now: a full chunk, the last tasks of a project, or anything after `GATHER_S`."""
         if not done_count:
             self.ready_since.pop(key, None)
             return False
@@ -138,7 +138,7 @@ class Pusher:
             client = self._client(project)
             stored_ids = {job_id for job_id in uncertain_ids if _copies(client, rows[job_id])}
             missing_rows = {job_id: row for job_id, row in rows.items() if job_id not in stored_ids}
-            # A worker that was frozen must not import what another one has imported meanwhile.
+            # If this process was frozen, another worker may have imported these tasks meanwhile.
             if not lock.renew():
                 log.warning("project %s: another worker has taken over; nothing is pushed", project.id)
                 return 0
@@ -150,7 +150,7 @@ class Pusher:
             if created_count < len(missing_rows):
                 lost_count = len(missing_rows) - created_count
                 log.warning("project %s: Label Studio dropped %d pushed prediction(s)", project.id, lost_count)
-            # Between that check and Label Studio's storing there was a moment all the same.
+            # The lock may still have been lost between that check and the import.
             doubtful_rows = (
                 missing_rows
                 if not lock.renew()
@@ -173,15 +173,15 @@ class Pusher:
         return created_count
 
     def _failed(self, project: Project, rows: dict[str, dict[str, Any]], error: ClientError, lock: RenewedLock) -> int:
-        """400: a row is refused for good, so they go one by one; all else is tried again later."""
+        """Handle a failed push: refused rows (400, 404, 422) are pushed one by one, other errors retried later."""
         self.connection.hincrby(STATS, "push_failures", 1)
         if not lock.is_held:
-            return 0  # whoever has the lock now has the rows, too
+            return 0  # the new owner of the lock has the rows, too
         if error.status in (400, 404, 422) and len(rows) == 1:
             log.error("project %s: Label Studio refuses a prediction: %s", project.id, error)
             self.deliveries.drop(list(rows))
             return 0
-        # An answer with a 4xx status says that nothing was stored; no answer, or a 5xx, says nothing.
+        # A 4xx status says that nothing was stored; after no answer, or a 5xx, that is unknown.
         is_uncertain = error.status is None or error.status >= 500
         self.deliveries.give_back(list(rows), uncertain=is_uncertain)
         if error.status in (400, 404, 422):
@@ -191,11 +191,11 @@ class Pusher:
         return 0
 
     def _back_off(self, project: Project) -> float:
-        """Leave the project alone for a while, twice as long after each failure; the s until it is tried again."""
+        """Pause pushes into a project, twice as long after each failure; returns the pause in s."""
         failures = self.failures[project.key] = self.failures.get(project.key, 0) + 1
         delay_s = min(self.settings.push_retry_s * 2 ** min(failures - 1, 30), self.settings.push_retry_max_s)
         self.wait_until[project.key] = time.monotonic() + delay_s
-        # A new client asks for fresh credentials.
+        # A new client fetches fresh credentials.
         self.clients.clear()
         return delay_s
 
@@ -219,7 +219,7 @@ def _copies(client: LabelStudioClient, row: dict[str, Any]) -> list[dict[str, An
 
 
 def _remove_copies(client: LabelStudioClient, row: dict[str, Any]) -> int:
-    """Remove all but the oldest of equal predictions; their number."""
+    """Remove all but the oldest of equal predictions; the number of removed ones."""
 
     def regions(prediction: Mapping[str, Any]) -> list[Any]:
         return [region.get("id") for region in prediction.get("result") or ()]
@@ -234,11 +234,11 @@ MOST_BEAT_S = 1.5
 
 
 class MaintenanceThread(threading.Thread):
-    """Runs beside the batches until `end`.
+    """Heartbeats, recovery and pushes, beside the batches, until `end`.
 
     Args:
-        pushes: whether deferred predictions are pushed, too; not from a worker that must answer within tenths of a
-            second.
+        pushes: whether deferred predictions are pushed, too; not from an interactive worker, which must answer within
+            tenths of a second.
     """
 
     def __init__(
@@ -286,7 +286,7 @@ class MaintenanceThread(threading.Thread):
 
 
 def _gpu_memory_mib() -> int:
-    """What torch holds of the GPU, 0 without one; torch is not imported here, only looked at."""
+    """GPU memory that torch has reserved, 0 without a GPU; reads torch only where it is already imported."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return 0
@@ -294,7 +294,7 @@ def _gpu_memory_mib() -> int:
 
 
 def _memory_mib() -> int:
-    """Resident memory now; elsewhere than on Linux its peak."""
+    """Current resident memory; its peak on other systems than Linux."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

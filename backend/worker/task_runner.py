@@ -1,4 +1,4 @@
-"""What workers run: fetch the images of a batch, predict them together, turn each into a Label Studio prediction.
+"""Run a batch: fetch its images, predict them together, turn each into a Label Studio prediction.
 
 Three stages that a worker overlaps (backend/worker/main.py). One bad image fails its own task only.
 """
@@ -36,10 +36,10 @@ Done = Callable[[Mapping[str, FinishedJob], Mapping[str, float]], None]
 
 @dataclass
 class PredictedTask:
-    """A batch behind the network. The images are gone: those of two batches are in memory already.
+    """A batch after the network. It keeps no images: those of two other batches are in memory already.
 
     Attributes:
-        sizes: height and width of each upright image in px, or why there is none.
+        sizes: height and width of each upright image in px, or the error.
     """
 
     jobs: Mapping[str, PredictionJob]
@@ -53,13 +53,13 @@ class TaskRunner:
     """Runs batches with warm predictors.
 
     Args:
-        models: gives the predictor of the version that a job names; None for a worker of prompts alone.
+        models: the predictors of all versions; None for a worker that answers prompts only.
         fetch: (job, key of the image in the task's data) -> HxWx3 uint8 RGB.
-        done: called with a batch's ended tasks and its stages' seconds.
+        on_finished: called with a batch's finished jobs and the seconds of its stages.
         prompts: answers interactive jobs; None where no promptable model is installed.
 
     Attributes:
-        loaded: the models of whole images, or that of prompts alone.
+        warm_models: the models of whole images, or the promptable one of a worker that answers prompts only.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class TaskRunner:
         self.tile_batch = tile_batch
 
     def _fetched(self, job: PredictionJob, value_key: str) -> np.ndarray:
-        """The image of a job; one that was prompted a moment ago is still there."""
+        """Fetch the image of a job, or take that of an earlier prompt."""
         if job.prompt is None or self.prompts is None:
             return self._fetch(job, value_key)
         image = self.prompts.remembered(job)
@@ -95,7 +95,7 @@ class TaskRunner:
         return image
 
     def predict(self, jobs: Mapping[str, PredictionJob], images: FetchedImages) -> PredictedTask:
-        """Wait for the images and give them to the network; for the thread that signals interrupt.
+        """Wait for the images and run the network; for the main thread, which signals interrupt.
 
         Never raises for a bad task.
         """
@@ -113,7 +113,7 @@ class TaskRunner:
     def _by_model(
         self, batch: PredictedTask, images: Mapping[str, np.ndarray | TaskError]
     ) -> dict[ServedModel, dict[str, np.ndarray]]:
-        """Jobs of several projects are one batch when they have the same model."""
+        """Group the images by model; jobs of several projects are one batch when they have the same model."""
         groups: dict[ServedModel, dict[str, np.ndarray]] = {}
         for job_id, image in images.items():
             job = batch.jobs[job_id]
@@ -164,7 +164,7 @@ class TaskRunner:
             return TaskError(f"The prompt could not be answered: {error!r}.", "The worker's log has more.")
 
     def write(self, batch: PredictedTask) -> None:
-        """Turn what was found into predictions and hand all of them over."""
+        """Turn the instances of a batch into predictions and hand them to `on_finished`."""
         begun = time.monotonic()
         shared_s = (batch.stages_s["images"] + batch.stages_s["model"]) / len(batch.jobs)
         finished_jobs = {job_id: self._ended(batch, job_id, shared_s) for job_id in batch.jobs}
@@ -173,7 +173,7 @@ class TaskRunner:
         self.on_finished(finished_jobs, stages_s)
 
     def fail(self, jobs: Mapping[str, PredictionJob], error: TaskError) -> None:
-        """End all of a batch with the same error."""
+        """End all tasks of a batch with the same error."""
         outcome = JobOutcome(error=error.error, hint=error.hint)
         zero_figures = {"instances": 0, "regions": 0, "objects": 0, "seconds": 0.0}
         self.on_finished(dict.fromkeys(jobs, FinishedJob(outcome, zero_figures)), {})
@@ -203,7 +203,7 @@ class TaskRunner:
         return FinishedJob(outcome, facts)
 
     def _outcome(self, batch: PredictedTask, job_id: str) -> tuple[JobOutcome, int]:
-        """How a task ended, and how many instances were found."""
+        """The outcome of a task, and its number of instances."""
         size, image = batch.sizes[job_id], batch.predicted_images.get(job_id)
         try:
             if isinstance(size, TaskError):
@@ -218,20 +218,20 @@ class TaskRunner:
 
 
 def find_scorer(directory: Path) -> Scorer | None:
-    """The scorer of a checkpoint directory; None when it has none, or none that orders better than today's score."""
+    """The scorer of a checkpoint directory; None when it has none, or it orders no better than certainty."""
     try:
         effort = load_effort(directory)
     except EffortError as error:
-        # The order of tasks is not worth a prediction.
+        # A missing order of tasks must not fail the prediction.
         log.error("tasks are ordered by the score without calibration: %s", error)
         return None
     return effort.score if effort is not None and effort.is_useful else None
 
 
 def prediction_of(job: PredictionJob, image: PredictedImage, height: int, width: int, model: Path | None) -> Prediction:
-    """The prediction of one task; what had to be given up is said on its regions.
+    """Build the prediction of one task; its regions carry the note of a degraded one.
 
-    The answer to an interactive job is one object with the annotator's label, whatever thresholds the config has.
+    The answer to an interactive job is one object with the annotator's label, whatever the thresholds are.
 
     Args:
         model: checkpoint directory, which may carry a calibrated task score; None for an interactive job.

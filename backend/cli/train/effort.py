@@ -117,7 +117,7 @@ def _measured(
     limit_threads(threads)
     samples: Any
     if snapshot:
-        samples, classes, name = snapshot_samples(snapshot, count, whole=folds is not None)
+        samples, classes, name = snapshot_samples(snapshot, count, with_training=folds is not None)
     else:
         name = str(set_name)
         opened: Any = open_set(name)

@@ -164,6 +164,6 @@ def test_calibrating_and_comparing_a_model_on_a_snapshot(checkpoint: Path, tmp_p
 
 
 def fit(checkpoint: Path, snapshot: Path, count: int) -> EffortModel:
-    samples, classes, name = snapshot_samples(snapshot, count, whole=False)
+    samples, classes, name = snapshot_samples(snapshot, count, with_training=False)
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu", score_threshold=0.005)
     return measure_correction_cost(predictor, samples, classes, shown_from=0.01).fit(name)
