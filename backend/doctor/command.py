@@ -281,7 +281,7 @@ def doctor(fix: bool, as_json: bool, **options: Any) -> None:
     """
     findings = _examine(load_settings_of_running(**options))
     if fix:
-        findings = [_repaired(finding) for finding in findings]
+        findings = [_repair(finding) for finding in findings]
     fields = ("name", "status", "detail", "fix")
     rows = [{**{key: getattr(f, key) for key in fields}, "fixable": f.repair is not None} for f in findings]
     click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(_line(finding) for finding in findings))
@@ -302,7 +302,7 @@ def _examine(settings: Settings) -> list[Finding]:
     return findings
 
 
-def _repaired(finding: Finding) -> Finding:
+def _repair(finding: Finding) -> Finding:
     if finding.repair is None:
         return finding
     try:

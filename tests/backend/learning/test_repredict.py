@@ -140,11 +140,11 @@ def test_only_numbers_name_projects(key, name, learning):
 
 def test_setup_downloads_no_weights(learning, registry, tmp_path):
     """Label Studio gives it 3 s, and the registry may be far away."""
-    made = write_checkpoint(tmp_path / "made", "made", "weights")
-    registry.promote("7", registry.publish("7", made, version="new-1"))
+    checkpoint = write_checkpoint(tmp_path / "made", "made", "weights")
+    registry.promote("7", registry.publish("7", checkpoint, version="new-1"))
     client = create_app(learning).test_client()
-    said = client.post("/setup", json=setup_body("http://ls", TOKEN)).get_json()
-    assert said["model_version"] == "new-1"
+    answer = client.post("/setup", json=setup_body("http://ls", TOKEN)).get_json()
+    assert answer["model_version"] == "new-1"
     assert not list(learning.registry_cache.rglob("*.safetensors"))
 
 
@@ -163,8 +163,8 @@ class Tasks:
 def test_unlabelled_tasks_are_predicted_anew_and_pushed(learning, registry, redis, label_studio, workers, tmp_path):
     client = create_app(learning).test_client()
     client.post("/setup", json=setup_body(label_studio.url, TOKEN))
-    made = write_checkpoint(tmp_path / "made", "made", "weights")
-    registry.promote("7", registry.publish("7", made, version="new-1"))
+    checkpoint = write_checkpoint(tmp_path / "made", "made", "weights")
+    registry.promote("7", registry.publish("7", checkpoint, version="new-1"))
     project = Projects(redis).get(KEY)
     assert Repredictor(learning, redis).run(project, Tasks(), "new-1") == 2
     assert repredicting(redis, "7") == {"version": "new-1", "total": 2, "left": 2}

@@ -22,12 +22,12 @@ def jobs(count: int, label_config: str = CONFIG) -> list[PredictionJob]:
 
 def test_jobs_name_their_label_config_and_workers_get_its_text(settings, redis):
     queue = JobQueue(redis, settings)
-    asked = jobs(3)
-    queue.submit(asked)
-    (stored,) = redis.keys(f"{keys.CONFIG}*")
-    assert redis.get(stored).decode() == CONFIG
-    assert redis.ttl(stored) > 24 * 3600, "it outlives every task that waits"
-    assert all(CONFIG not in str(redis.hgetall(keys.TASK + job.id)) for job in asked)
+    waiting_jobs = jobs(3)
+    queue.submit(waiting_jobs)
+    (config_key,) = redis.keys(f"{keys.CONFIG}*")
+    assert redis.get(config_key).decode() == CONFIG
+    assert redis.ttl(config_key) > 24 * 3600, "it outlives every task that waits"
+    assert all(CONFIG not in str(redis.hgetall(keys.TASK + job.id)) for job in waiting_jobs)
     batch = Batcher(JobQueue(redis, settings), Heartbeat(redis, "w", lost_after_s=60), settings).first()
     assert batch is not None
     assert [job.label_config for job in batch.jobs.values()] == [CONFIG] * 3
@@ -70,6 +70,6 @@ def test_label_configs_are_counted(settings, redis, monkeypatch):
     queue = JobQueue(redis, settings)
     for number in range(9):
         queue.submit(jobs(1, f"{CONFIG}<!-- {number % 8} -->"))
-    kept = {redis.get(key).decode()[len(CONFIG) :] for key in redis.keys(f"{keys.CONFIG}*")}
-    assert kept == {f"<!-- {number} -->" for number in (0, 4, 5, 6, 7)}, "those that were used last"
+    digests = {redis.get(key).decode()[len(CONFIG) :] for key in redis.keys(f"{keys.CONFIG}*")}
+    assert digests == {f"<!-- {number} -->" for number in (0, 4, 5, 6, 7)}, "those that were used last"
     assert redis.zcard(keys.CONFIGS) == 5
