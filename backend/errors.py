@@ -1,10 +1,10 @@
-"""What can go wrong, each with a message (what, the value, what was expected) and a hint (the fix)."""
+"""Exceptions of the service, each with a message (what, the value, what was expected) and a hint (the fix)."""
 
 from __future__ import annotations
 
 
 class ServiceError(Exception):
-    """A failure to report to whoever asked.
+    """A failure that is reported to the caller.
 
     Attributes:
         status: HTTP status when it ends a request.

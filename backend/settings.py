@@ -226,8 +226,10 @@ class Settings(BaseSettings):
     @classmethod
     def _without_slash(cls, url: str) -> str:
         if url and (not url.startswith(("http://", "https://")) or re.search(r"[@\\\s%]", url)):
-            shown = re.sub(r"//.*@", "//...@", url)
-            raise ValueError(f"is {shown!r}; expected http://host:port or https://host, e.g. http://127.0.0.1:8080")
+            masked_url = re.sub(r"//.*@", "//...@", url)
+            raise ValueError(
+                f"is {masked_url!r}; expected http://host:port or https://host, e.g. http://127.0.0.1:8080"
+            )
         return url.rstrip("/")
 
     @field_validator("project_models")
@@ -305,6 +307,8 @@ def unknown_variables(environment: Mapping[str, str] | None = None) -> dict[str,
     A misspelt limit would otherwise be silently without effect.
     """
     environment = os.environ if environment is None else environment
-    known = known_variables()
-    strangers = [name for name in environment if name.startswith(PREFIX) and name not in known | FOREIGN_VARIABLES]
-    return {name: next(iter(difflib.get_close_matches(name, known, 1)), "") for name in sorted(strangers)}
+    known_names = known_variables()
+    unknown_names = [
+        name for name in environment if name.startswith(PREFIX) and name not in known_names | FOREIGN_VARIABLES
+    ]
+    return {name: next(iter(difflib.get_close_matches(name, known_names, 1)), "") for name in sorted(unknown_names)}

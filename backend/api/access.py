@@ -1,4 +1,4 @@
-"""Who is let in: passwords, pages of other sites, buttons of the status page, and which Label Studio is believed.
+"""Access control: passwords, requests of other sites, buttons of the status page, and which Label Studio is trusted.
 
 A browser sends requests of any site here, with the basic auth it knows. It says where they come from (Sec-Fetch-Site,
 Origin), and cannot send JSON across sites without asking. A site that gives its own name our address (DNS rebinding)
@@ -25,7 +25,7 @@ from backend.queue.keys import FORM_SECRET
 from backend.settings import Settings
 from integration.images.download import origin
 
-# Open to everybody, for probes: they tell nothing.
+# Open to everybody, for probes: they reveal nothing.
 PUBLIC = frozenset({"label_studio.health", "label_studio.ready"})
 # How Label Studio names itself. Its /health is checked: only a 401 there makes it say that the password is wrong.
 LABEL_STUDIO_AGENT = "heartex/"
@@ -51,7 +51,7 @@ HOURS = 12
 
 
 def has_password(settings: Settings) -> bool:
-    """Whether anything is asked of callers: a password, or the token for programs."""
+    """Whether callers need a password, or the token for programs."""
     return bool(settings.basic_auth_user or settings.api_token.get_secret_value())
 
 
@@ -59,10 +59,10 @@ def authorise(settings: Settings) -> None:
     """Check basic auth or a bearer token where they are configured; Label Studio's events carry our secret instead."""
     if request.endpoint in PUBLIC and not request.user_agent.string.startswith(LABEL_STUDIO_AGENT):
         return
-    hook = request.endpoint == "label_studio.webhook" and settings.webhook_secret.get_secret_value()
-    if hook and _same(request.headers.get("X-Transfiner-Secret", ""), hook):
+    webhook_secret = request.endpoint == "label_studio.webhook" and settings.webhook_secret.get_secret_value()
+    if webhook_secret and _same(request.headers.get("X-Transfiner-Secret", ""), webhook_secret):
         return
-    if not (hook or has_password(settings)):
+    if not (webhook_secret or has_password(settings)):
         return
     if not _knows_credentials(settings):
         raise UnauthorizedError(
@@ -71,24 +71,24 @@ def authorise(settings: Settings) -> None:
 
 
 def _knows_credentials(settings: Settings) -> bool:
-    """Whether the request at hand carries the password or the token of the settings."""
-    given = request.authorization
+    """Whether the current request carries the password or the token of the settings."""
+    credentials = request.authorization
     token = settings.api_token.get_secret_value()
-    if given and given.type == "bearer":
-        return bool(token) and _same(given.token or "", token)
-    if not settings.basic_auth_user or not given or given.type != "basic":
+    if credentials and credentials.type == "bearer":
+        return bool(token) and _same(credentials.token or "", token)
+    if not settings.basic_auth_user or not credentials or credentials.type != "basic":
         return False
-    # Both are always compared, in constant time, so that the time taken tells nothing.
-    user_is_right = _same(given.username or "", settings.basic_auth_user)
-    return _same(given.password or "", settings.basic_auth_password.get_secret_value()) and user_is_right
+    # Both are always compared, in constant time, so that the time taken reveals nothing.
+    user_is_right = _same(credentials.username or "", settings.basic_auth_user)
+    return _same(credentials.password or "", settings.basic_auth_password.get_secret_value()) and user_is_right
 
 
-def _same(given: str, expected: str) -> bool:
-    return hmac.compare_digest(given.encode(), expected.encode())
+def _same(sent_value: str, expected: str) -> bool:
+    return hmac.compare_digest(sent_value.encode(), expected.encode())
 
 
 def check_origin(settings: Settings) -> None:
-    """Check where the request at hand comes from.
+    """Check where the current request comes from.
 
     Raises:
         ServiceError: another site sent it (403), or a body that must be JSON is not (415).
@@ -125,7 +125,7 @@ def _is_own_name(host: str, allowed: str) -> bool:
         return False
     names = {entry.strip().lower() for entry in allowed.split(",") if entry.strip()}
     if not name:
-        return False  # no name that HTTP allows
+        return False  # HTTP allows no empty name
     if "." not in name or name.endswith(PRIVATE_ENDINGS) or "*" in names or {name, host.lower()} & names:
         return True
     try:
@@ -136,12 +136,12 @@ def _is_own_name(host: str, allowed: str) -> bool:
 
 
 def form_token(connection: Redis) -> str:
-    """For a hidden field `token` of every form; the same on all replicas."""
+    """Token for the hidden field `token` of every form; the same on all replicas."""
     return _token(connection, int(time.time() // 3600))
 
 
 def check_form(connection: Redis, settings: Settings) -> None:
-    """Check that somebody with the password sent the form at hand, from a page that came from here.
+    """Check that the current form was sent by somebody with the password, from a page of this service.
 
     A browser sends basic auth along with any form of any site, so a form carries a token that other sites cannot read.
     Programs with a bearer token need none: no browser sends that by itself.
@@ -155,9 +155,9 @@ def check_form(connection: Redis, settings: Settings) -> None:
     if request.authorization is not None and request.authorization.type == "bearer":
         return
     now = int(time.time() // 3600)
-    given = request.form.get("token", "").encode()
-    good = [hmac.compare_digest(given, _token(connection, now - hour).encode()) for hour in range(HOURS)]
-    if not any(good) or request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+    token = request.form.get("token", "").encode()
+    matches = [hmac.compare_digest(token, _token(connection, now - hour).encode()) for hour in range(HOURS)]
+    if not any(matches) or request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
         raise ServiceError(
             "This form did not come from the status page, or was open for too long.",
             "Load /status again and press the button there.",
@@ -172,16 +172,16 @@ def _token(connection: Redis, hour: int) -> str:
 
 
 def untrusted_reason(settings: Settings, hostname: str, *, peer: str, headers: Mapping[str, str] | Headers) -> str:
-    """Why an address of /setup is not used, with what to do about it; "" when it is.
+    """Why the address in a /setup is not used, with the fix; "" when it is used.
 
-    Anybody who reaches the API can send a /setup, and what it names is fetched from and pushed to. So the address
-    counts only when the operator named it, when the caller knew our password, or when both are on this machine.
+    Anybody who reaches the API can send a /setup; we fetch from and push to the address in it. So the address is used
+    only when the operator named it, when the caller knew our password, or when both are on this machine.
 
     Args:
         headers: of the request; one that came through a proxy is not from this machine.
     """
     if not hostname or settings.label_studio_url:
-        # Ours is used instead; theirs only tells which image addresses mean the same server.
+        # The address of the settings is used; this one only tells which image addresses mean the same server.
         return ""
     try:
         scheme, host, port = origin(hostname)
@@ -190,10 +190,10 @@ def untrusted_reason(settings: Settings, hostname: str, *, peer: str, headers: M
     if scheme not in ("http", "https") or not host:
         return f"The address {hostname[:200]!r} of Label Studio is not http:// or https://; it is not used."
     if has_password(settings):
-        # The caller has shown our password.
+        # The caller knew our password (authorise).
         return ""
-    named = {entry.strip().lower() for entry in settings.label_studio_hosts.split(",") if entry.strip()}
-    if named & {"*", host, f"{host}:{port}"}:
+    trusted_hosts = {entry.strip().lower() for entry in settings.label_studio_hosts.split(",") if entry.strip()}
+    if trusted_hosts & {"*", host, f"{host}:{port}"}:
         return ""
     if _is_this_machine(host) and _is_from_this_machine(peer, headers):
         return ""
@@ -213,5 +213,5 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _is_from_this_machine(peer: str, headers: Mapping[str, str] | Headers) -> bool:
-    """Whether a caller is here; a proxy says for whom it asks."""
+    """Whether a caller is on this machine; a proxy names its client in a header."""
     return _is_this_machine(peer) and not any(name in headers for name in FORWARDED)

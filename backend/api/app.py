@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """The application for any WSGI server; settings are read from the environment when none are given."""
+    """Build the application for any WSGI server; without settings they are read from the environment."""
     settings = settings or Settings()
     app = Flask("transfiner", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = int(settings.max_request_mib * 2**20)
@@ -47,8 +47,8 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def _begin() -> None:
-    given = request.headers.get("X-Request-Id", "")
-    g.request_id = given if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", given) else uuid.uuid4().hex[:16]
+    request_id = request.headers.get("X-Request-Id", "")
+    g.request_id = request_id if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", request_id) else uuid.uuid4().hex[:16]
     g.begun = time.monotonic()
     g.held = contextlib.ExitStack()
 
@@ -85,7 +85,7 @@ def _failed(error: Exception) -> Response:
     elif failure.status not in (401, 404):
         log.warning("request %s: %s", request_id, failure)
     response = jsonify(error=failure.error, hint=failure.hint, request_id=request_id)
-    # Label Studio drops our body but shows the reason phrase: it is the only way to tell the annotator why.
+    # Label Studio drops our body but shows the reason phrase: nothing else reaches the annotator.
     response.status = f"{failure.status} {_reason_phrase(failure.error)}"
     if failure.status == 401:
         response.headers["WWW-Authenticate"] = 'Basic realm="transfiner"'

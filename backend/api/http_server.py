@@ -44,7 +44,7 @@ M_MMAP_THRESHOLD, RETURNED_BYTES = -3, 2**20
 
 
 class HttpServer:
-    """Serve an application on a host and a port; 0 lets the system choose one. Raises OSError: the port is taken."""
+    """Serve an application on a host and a port; 0 lets the system choose one. Raises OSError if the port is in use."""
 
     def __init__(self, app: Flask, settings: Settings, host: str, port: int) -> None:
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # warns of every request that waits for a thread
@@ -81,11 +81,11 @@ class HttpServer:
         """Serve until `stop`, or until `SystemExit`: requests at hand then have 5 s to be answered."""
         self._server.run()
 
-    def run_until_signal(self, when_asked: Callable[[], None] = lambda: None) -> None:
-        """Serve until SIGTERM or SIGINT, of which `when_asked` hears first; for the main thread."""
+    def run_until_signal(self, on_signal: Callable[[], None] = lambda: None) -> None:
+        """Serve until SIGTERM or SIGINT; either calls `on_signal` first; for the main thread."""
 
         def end(_number: int, _frame: object) -> None:
-            when_asked()
+            on_signal()
             raise SystemExit
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -93,7 +93,7 @@ class HttpServer:
         self.run()
 
     def stop(self) -> None:
-        """Have `run` return; for other threads."""
+        """Make `run` return; for other threads."""
         self._listener.trigger.pull_trigger(self._close)
 
     def _close(self) -> None:
@@ -102,22 +102,22 @@ class HttpServer:
 
 
 class _BusyError(Error):
-    """Answered to a request whose body there is no room for."""
+    """The answer when there is no room for a request's body."""
 
     code = 503
     reason = "Too many large requests at once, or no room on the disk; ask again in a moment"
 
 
 class _Request(HTTPRequestParser):
-    """One request; all bodies together are bounded, since they lie in temporary files until they are answered."""
+    """One request. The size of all bodies together is limited: they are temporary files until their answer is sent."""
 
-    path = ""  # waitress logs it also of those that ended before they had one
+    path = ""  # waitress logs it, even for a request that ended before it had a path
     bodies: ClassVar[weakref.WeakKeyDictionary[_Request, int]] = weakref.WeakKeyDictionary()
 
     def received(self, data: bytes) -> int:
-        """Called with what has been read; how much of it belongs to this request."""
+        """Called with the bytes that were read; returns how many of them belong to this request."""
         try:
-            consumed = int(super().received(data))
+            consumed_bytes = int(super().received(data))
         except OSError as error:
             log.error("the body of a request cannot be kept: %s", error)
             self._refuse(str(error))
@@ -129,10 +129,10 @@ class _Request(HTTPRequestParser):
                 self._refuse(f"{size} bytes more than are read at once")
             else:
                 self.bodies[self] = size
-        return consumed
+        return consumed_bytes
 
     def close(self) -> None:
-        """Called when it is answered, or its connection has ended."""
+        """Called when the request is answered or its connection has ended."""
         self.bodies.pop(self, None)
         super().close()
 
@@ -150,12 +150,12 @@ class _Channel(HTTPChannel):
         self.waiting_since = time.monotonic()
         super().__init__(server, sock, addr, *args, **options)
         if self.is_limited(addr[0]):
-            same = sum(channel.addr[0] == addr[0] for channel in server.active_channels.values())
-            self.will_close = same > CONNECTIONS_PER_CLIENT
+            same_client_count = sum(channel.addr[0] == addr[0] for channel in server.active_channels.values())
+            self.will_close = same_client_count > CONNECTIONS_PER_CLIENT
 
     @staticmethod
     def is_limited(host: str) -> bool:
-        """Whether a client is elsewhere: behind an address of this machine may be a proxy with many clients."""
+        """Whether a client's connections are limited; not on this machine, where a proxy may have many clients."""
         return not ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
     def readable(self) -> bool:
@@ -165,7 +165,7 @@ class _Channel(HTTPChannel):
         return bool(super().readable())
 
     def received(self, data: bytes) -> bool:
-        """Called with what has been read; of a request line that cannot be read, waitress would log a traceback."""
+        """Called with the bytes that were read; closes on a bad request line, for which waitress logs a traceback."""
         try:
             return bool(super().received(data))
         except ValueError:
@@ -173,14 +173,14 @@ class _Channel(HTTPChannel):
             return False
 
     def send_continue(self) -> None:
-        """Called for `Expect: 100-continue`; waitress would wait for a body where none was announced."""
+        """Called for `Expect: 100-continue`; waitress would wait for a body even where none was announced."""
         if self.request.body_rcv is None:
             self.request.expect_continue = False
         else:
             super().send_continue()
 
     def handle_close(self) -> None:
-        """Called when the connection has ended; a body that was not there as a whole gives its room back."""
+        """Called when the connection has ended; frees the room of a body that did not arrive as a whole."""
         super().handle_close()
         if self.request is not None:
             self.request.close()
@@ -192,16 +192,16 @@ class _Channel(HTTPChannel):
 
 
 def _return_freed_memory() -> None:
-    """Have glibc give freed blocks of this size back at once: each thread would keep those of its largest body."""
+    """Make glibc return freed blocks of this size at once: else each thread keeps those of its largest body."""
     if sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "mallopt"):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
 
 
 def _raise_file_limit() -> int:
-    """Raise this process's limit of open files towards `OPEN_FILES`; gives what it is then."""
+    """Raise this process's limit of open files towards `OPEN_FILES`; returns the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return wanted
+    target = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+        return target
     return OPEN_FILES if soft == resource.RLIM_INFINITY else soft

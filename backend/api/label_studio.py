@@ -27,7 +27,7 @@ routes = Blueprint("label_studio", __name__)
 MODEL_CLASS = "MaskTransfiner"
 # The button, or every n-th annotation (before that annotation's own event).
 START_TRAINING = "START_TRAINING"
-# Bodies that take no more than this when they are decoded share no budget: there are threads for few of them.
+# Bodies that take at most this when decoded are not counted in the memory budget: few threads read them at once.
 SMALL_BYTES = 2**18
 MEMORY_WAIT_S = 2.0
 
@@ -38,7 +38,7 @@ def _model(project_key: str = "") -> ServedModel:
 
 
 def _body() -> Any:
-    """The decoded JSON of the request at hand, which holds the memory that it takes until it is answered."""
+    """The decoded JSON of the current request; its memory stays reserved until the request is answered."""
     data = request.get_data(cache=False)
     if (size := decoded_bytes(data)) > SMALL_BYTES:
         try:
@@ -70,7 +70,7 @@ def _body() -> Any:
 
 
 def decoded_bytes(data: bytes) -> int:
-    """The most memory that a JSON body takes with what is made of it; tests measure the factors.
+    """Upper bound of the memory that a JSON body and its Python objects take; tests measure the factors.
 
     Brackets of thousands of empty lists take fifty times their size as Python objects. Text takes four bytes a
     character as soon as one character is beyond the first plane.
@@ -82,7 +82,7 @@ def decoded_bytes(data: bytes) -> int:
 
 @routes.get("/")
 def front() -> Response:
-    """A browser is led to the status page; everybody else gets what /health says."""
+    """Redirect a browser to the status page; answer everybody else like /health."""
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         return redirect("status", code=302)  # type: ignore[return-value]
     return health()
@@ -90,7 +90,7 @@ def front() -> Response:
 
 @routes.get("/health")
 def health() -> Response:
-    """Label Studio gives this 1 s and wants JSON, so it asks nobody else."""
+    """Answer at once: Label Studio waits 1 s for this JSON, so no other service is asked."""
     return jsonify(status="UP", model_class=MODEL_CLASS)
 
 
@@ -98,8 +98,8 @@ def health() -> Response:
 def ready() -> tuple[Response, int]:
     """For load balancers: 200 when a prediction could be made now, else 503 with the reasons.
 
-    A damaged registry is one: what served last goes on, but nobody knows whether it should. `paused` names parts of
-    `serve` that are tried again from time to time; the others go on.
+    A damaged registry is a reason: the last version goes on serving, but may be the wrong one. `paused` names parts of
+    `serve` that failed and are retried from time to time; the others go on.
     """
     problems = []
     try:
@@ -117,54 +117,56 @@ def ready() -> tuple[Response, int]:
 
 @routes.post("/setup")
 def setup() -> Response:
-    """Remember the project.
+    """Save the project.
 
-    An unusable label config is no reason to refuse, because smart tools work all the same. Label Studio shows no text
-    of an answer but the version, so the version says why nothing is outlined.
+    An unusable label config is not refused, because smart tools work all the same. Of the answer Label Studio shows
+    only the version, so the version says why nothing is outlined.
     """
-    asked = parse(SetupRequest, _body())
-    model = _model(asked.project)
-    config = parse_label_config(asked.label_config)
+    setup_request = parse(SetupRequest, _body())
+    model = _model(setup_request.project)
+    config = parse_label_config(setup_request.label_config)
     reason = unusable_because(config, model)
-    notice = project_notice(services().settings, asked.label_config, model)
-    _, complaints = output_settings(services().settings, asked.extra_params)
-    refused = untrusted_reason(
-        services().settings, asked.hostname, peer=request.remote_addr or "", headers=request.headers
+    notice = project_notice(services().settings, setup_request.label_config, model)
+    _, complaints = output_settings(services().settings, setup_request.extra_params)
+    distrust = untrusted_reason(
+        services().settings, setup_request.hostname, peer=request.remote_addr or "", headers=request.headers
     )
-    warnings = (*config.warnings, *complaints, *filter(None, [refused]))
-    if asked.project:
+    warnings = (*config.warnings, *complaints, *filter(None, [distrust]))
+    if setup_request.project:
         services().predictions.projects.save(
             Project(
-                key=asked.project,
-                hostname=asked.hostname.rstrip("/"),
-                token=asked.access_token,
-                label_config=asked.label_config,
+                key=setup_request.project,
+                hostname=setup_request.hostname.rstrip("/"),
+                token=setup_request.access_token,
+                label_config=setup_request.label_config,
                 model_version=notice or model.version,
                 reason=reason,
                 notice=notice,
                 warnings=warnings,
-                extra_params=asked.extra_params,
-                is_believed=not refused,
+                extra_params=setup_request.extra_params,
+                is_believed=not distrust,
             )
         )
     for text in (reason, *warnings):
         if text:
-            log.warning("project %s: %s", asked.project, text)
+            log.warning("project %s: %s", setup_request.project, text)
     return jsonify(model_version=notice or model.version, model_class=MODEL_CLASS, reason=reason, warnings=warnings)
 
 
 @routes.post("/predict")
 def predict() -> Response:
     """Results in task order, or `{"results": []}` and a push later."""
-    asked = parse(PredictRequest, _body())
+    predict_request = parse(PredictRequest, _body())
     # waitress tells whether the client has closed its connection: nobody would read the answer.
-    asker = Requester(is_gone=request.environ.get("waitress.client_disconnected", lambda: False))
-    return jsonify(services().predictions.answer(asked, _model(asked.project), g.request_id, asker))
+    requester = Requester(is_gone=request.environ.get("waitress.client_disconnected", lambda: False))
+    return jsonify(
+        services().predictions.answer(predict_request, _model(predict_request.project), g.request_id, requester)
+    )
 
 
 @routes.get("/versions")
 def versions() -> Response:
-    """Versions that Label Studio offers in a list; it does not say for which project, so the served ones of all."""
+    """Versions that Label Studio offers in a list: the served ones of all projects, since it does not name one."""
     try:
         keys = [project.key for project in services().predictions.projects.newest()]
     except RedisError:
@@ -174,13 +176,13 @@ def versions() -> Response:
 
 @routes.post("/webhook")
 def webhook() -> tuple[Response, int]:
-    """Events only say "look now"; Label Studio waits inside the annotator's request, so nothing is done here."""
+    """Note that a project changed; no work is done here, since Label Studio makes the annotator wait for the answer."""
     event = parse(Event, _body())
     if event.action == START_TRAINING:
         return _start_training(event.project_id)
     if event.project_id is not None:
         try:
-            services().hasty_projects.touch(event.project_id)
+            services().webhook_projects.touch(event.project_id)
         except RedisError as error:
             # Losing a hint is harmless; making the annotator wait is not.
             log.warning("event of project %s not noted: %s", event.project_id, error)
@@ -188,13 +190,13 @@ def webhook() -> tuple[Response, int]:
 
 
 def _start_training(project_id: int | None) -> tuple[Response, int]:
-    """Whether there is anything to learn is looked up when a worker takes it."""
+    """Queue a training; the worker that takes it finds out whether there is anything to learn."""
     if project_id is None:
         raise BadRequestError("The event names no project.", "Send its id as a whole number: project.id.")
     service, project = services(), str(project_id)
     required_registry(service.settings)
-    known = any(key.partition(".")[0] == project for key in service.predictions.projects.all_keys())
-    if not known and not service.settings.label_studio_url:
+    is_connected = any(key.partition(".")[0] == project for key in service.predictions.projects.all_keys())
+    if not is_connected and not service.settings.label_studio_url:
         raise BadRequestError(
             f"Nobody has connected project {project} to this backend.",
             "Connect it in Label Studio under Settings > Model, or set LABEL_STUDIO_URL.",
@@ -210,5 +212,5 @@ def _start_training(project_id: int | None) -> tuple[Response, int]:
 
 @routes.get("/metrics")
 def metrics() -> Response:
-    """For Prometheus."""
+    """All figures for Prometheus."""
     return Response(generate_latest(services().metrics.registry), content_type=CONTENT_TYPE_LATEST)

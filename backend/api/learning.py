@@ -1,4 +1,4 @@
-"""What the projects learned and learn: as JSON, as words and charts (SVG) of the status page; papers, and buttons."""
+"""Trainings of each project: as JSON, as text and charts (SVG) of the status page; reports, and buttons."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ ROUNDS_SHOWN = 12
 
 
 def learning_facts(service: Services) -> Facts:
-    """What each project learned, learns and serves; {} where learning is off."""
+    """Past rounds, the current training and the versions of each project; {} where learning is off."""
     registry = registry_of(service.settings)
     if registry is None:
         return {}
     store = runs.RunStore(service.settings.registry)
-    known = {project_name(project.key) for project in service.predictions.projects.newest()}
-    names = sorted({*known, *store.projects()} - {""}, key=lambda name: (len(name), name))
+    connected_names = {project_name(project.key) for project in service.predictions.projects.newest()}
+    names = sorted({*connected_names, *store.projects()} - {""}, key=lambda name: (len(name), name))
     return {
         "trainers": living_trainers(service.connection),
         "registry": service.settings.registry,
@@ -67,7 +67,7 @@ def _project(service: Services, registry: Registry, store: runs.RunStore, name: 
 
 
 def _rounds(store: runs.RunStore, project: str, total: int) -> list[dict[str, Any]]:
-    """The newest rounds, numbered from the project's first, without the gate's long figures."""
+    """The newest rounds, numbered from the project's first, without the gate's full figures."""
     return [
         {
             "number": total - place,
@@ -87,7 +87,7 @@ def _before(figures: dict[str, Any]) -> Facts:
 
 @learning.get("")
 def learning_overview() -> Response:
-    """What the page shows, as JSON."""
+    """Trainings of all projects, as the status page shows them, as JSON."""
     return jsonify(learning_facts(services()))
 
 
@@ -107,7 +107,7 @@ def round_artifact(project: int, version: str, artifact: str) -> Response:
         raise ServiceError(f"Version {version} has no {artifact}.", status=404)
     kinds = {"jpg": "image/jpeg", "png": "image/png", "json": "application/json"}
     kind = kinds.get(artifact.rpartition(".")[2], "text/plain; charset=utf-8")
-    # A version never changes, nor does what was written of it.
+    # Neither a version nor its report ever changes.
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=86400"}
     return Response(content, content_type=kind, headers=headers)
 
@@ -119,14 +119,14 @@ def act(project: int, action: str) -> Any:
     check_form(service.connection, service.settings)
     required_registry(services().settings)
     try:
-        said = _do(service, str(project), action, request.form.get("version", ""))
+        message = _do(service, str(project), action, request.form.get("version", ""))
     except RegistryError as error:
         raise BadRequestError(str(error), status=409) from error
-    # Whoever watches the project gives the backend in Label Studio its new title.
+    # The watcher of the project then updates the backend's title in Label Studio.
     service.predictions.projects.touch(project)
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         return redirect("../../status", code=303)
-    return jsonify(status=said)
+    return jsonify(status=message)
 
 
 def _do(service: Services, project: str, action: str, version: str) -> str:
@@ -173,29 +173,29 @@ JUDGED = (runs.PROMOTED, runs.REJECTED)
 def project_view(
     settings: Settings, project: Project | None, facts: Facts, *, waiting: int, trainers: Sequence[str], busy: str
 ) -> Facts:
-    """For the template.
+    """Values of one project for the status page's template.
 
     Args:
-        project: as /setup made it known; None where only the registry knows it.
+        project: as /setup saved it; None where only the registry has it.
         facts: of `learning_facts`; {} where learning is off.
         trainers: workers that take trainings; busy: name of the project that one of them trains.
     """
-    looked = facts.get("looked") or {}
+    trigger_state = facts.get("looked") or {}
     identity = project.id if project else str(facts["id"])
     rounds = [run for run in facts.get("rounds", ()) if run["state"] != runs.RUNNING]
     return {
         **facts,
         "id": identity,
-        "name": looked.get("title") or f"Project {identity}",
+        "name": trigger_state.get("title") or f"Project {identity}",
         "link": project_link(project) if project else "",
         "words": project.notice.removeprefix(PREFIX).replace(f" {settings.status_url}", "") if project else "",
         "warnings": project.warnings if project else (),
         "model_version": project.model_version if project else "",
         "seen_at": project.seen_at if project else 0,
         "can_learn": bool(facts),
-        "looked": looked,
-        "new_annotations": looked.get("new", 0),
-        "waits_for": _waits_for(settings, looked),
+        "looked": trigger_state,
+        "new_annotations": trigger_state.get("new", 0),
+        "waits_for": _waits_for(settings, trigger_state),
         "waiting": waiting,
         "repredicting": facts.get("repredicting", {}),
         "current": _current(facts, trainers, busy) if facts.get("current") else {},
@@ -205,22 +205,22 @@ def project_view(
 
 
 def project_link(project: Project) -> str:
-    """Address of the project in Label Studio; "" where that is not a web address, or anybody could have sent it."""
+    """Address of the project in Label Studio; "" where that is no web address or is not trusted."""
     is_web = project.hostname.startswith(("http://", "https://"))
     return f"{project.hostname}/projects/{project.id}/data" if is_web and project.is_believed else ""
 
 
 def duration(seconds: float) -> str:
-    """Seconds or minutes, for people."""
+    """Format a duration for people, in s, min or h."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _waits_for(settings: Settings, looked: Mapping[str, Any]) -> str:
+def _waits_for(settings: Settings, trigger_state: Mapping[str, Any]) -> str:
     """What has to happen before the next round."""
-    new = looked.get("new", 0)
-    since = f"{new} annotation(s) since the newest training." if looked else "Not looked at yet."
+    new = trigger_state.get("new", 0)
+    since = f"{new} annotation(s) since the newest training." if trigger_state else "Not looked at yet."
     ways = ["press Train now, or Start Training in Label Studio"] if new else ["it waits for annotations"]
     if settings.train_after:
         ways.append(f"it trains by itself at {settings.train_after} annotations")
@@ -251,18 +251,18 @@ def _current(facts: Facts, trainers: Sequence[str], busy: str) -> Facts:
 
 
 def _steps(stage: str, spent_s: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Each step with the time it took, where it is over, and the class of its look: done, now or nothing."""
+    """Each step with the time it took, if it is over, and its CSS class: "done", "now" or ""."""
     place = next((number for number, names in enumerate(STEPS.values()) if stage in names), -1)
     steps = []
     for number, (name, stages) in enumerate(STEPS.items()):
-        took_s = sum(spent_s.get(each, 0.0) for each in stages)
+        took_s = sum(spent_s.get(stage_name, 0.0) for stage_name in stages)
         text = f"{name} ({duration(took_s)})" if number < place and took_s >= 1 else name
         steps.append((text, "done" if number < place else "now" if number == place else ""))
     return steps
 
 
 def _time_left(now: Facts, rounds: Sequence[Mapping[str, Any]]) -> str:
-    """From the training's own estimate and what the stages took in the newest round that was judged."""
+    """Estimate the remaining time from the training's own estimate and the stages of the newest judged round."""
     typical: Mapping[str, float] = next(
         (run["stage_s"] for run in rounds if run["state"] in JUDGED and run.get("stage_s")), {}
     )
@@ -277,8 +277,8 @@ def _time_left(now: Facts, rounds: Sequence[Mapping[str, Any]]) -> str:
     if stage in LEARNS:
         later = tuple(name for name in later if name not in LEARNS)
     total_s = own_s + sum(typical.get(name, 0.0) for name in later)
-    rest = "" if typical or stage not in LEARNS else ", then it is judged"
-    return f"about {duration(total_s)} left{rest}"
+    later_steps = "" if typical or stage not in LEARNS else ", then it is judged"
+    return f"about {duration(total_s)} left{later_steps}"
 
 
 def _round(run: Mapping[str, Any]) -> Facts:
@@ -290,7 +290,7 @@ def _round(run: Mapping[str, Any]) -> Facts:
         "minutes": duration(took_s) if took_s >= 1 else "",
         "size": _size(run["snapshot_counts"], run.get("judged_by", "")),
         "scores": _scores(run),
-        # What was decided, and what failed with its fix, stands there at once; the rest on demand.
+        # A decision, or a failure with its fix, is shown at once; the rest on demand.
         "headlines": texts[:1] if run["state"] in JUDGED else texts,
         "texts": texts[1:] if run["state"] in JUDGED else [],
         "loss_chart": _loss_chart(run.get("losses") or ()),
@@ -302,10 +302,10 @@ def _size(counts: Mapping[str, Any], judged_by: str = "") -> str:
     if not counts.get("images"):
         return ""
     objects = f" with {counts['objects']} objects" if "objects" in counts else ""
-    held = f", {counts['holdout_images']} of them held out to judge by" if "holdout_images" in counts else ""
+    judging = f", {counts['holdout_images']} of them held out to judge by" if "holdout_images" in counts else ""
     if judged_by:
-        held = f", judged by {judged_by}"
-    return f"{counts['images']} images{objects}{held}"
+        judging = f", judged by {judged_by}"
+    return f"{counts['images']} images{objects}{judging}"
 
 
 def _scores(run: Mapping[str, Any]) -> str:
@@ -319,15 +319,15 @@ def _scores(run: Mapping[str, Any]) -> str:
 
 
 def _ap_chart(rounds: Sequence[Mapping[str, Any]]) -> Markup:
-    judged = [run for run in reversed(rounds) if run["state"] in JUDGED]
-    if len(judged) < 2:
+    judged_rounds = [run for run in reversed(rounds) if run["state"] in JUDGED]
+    if len(judged_rounds) < 2:
         return Markup("")  # the round's own line says it
-    refused = frozenset(float(run["number"]) for run in judged if run["state"] == runs.REJECTED)
+    rejected_numbers = frozenset(float(run["number"]) for run in judged_rounds if run["state"] == runs.REJECTED)
     series = []
     for name, title in (("boundary_ap", "boundary AP"), ("mask_ap", "mask AP")):
-        values = [(run["number"], run["metrics"].get(name)) for run in judged]
+        values = [(run["number"], run["metrics"].get(name)) for run in judged_rounds]
         points = [(number, 100 * value) for number, value in values if isinstance(value, int | float)]
-        series.append(Series(title, points, refused))
+        series.append(Series(title, points, rejected_numbers))
     return line_chart(series, x_label="round", y_label="AP", from_zero=True)
 
 
@@ -346,12 +346,12 @@ class Series:
     """A line.
 
     Attributes:
-        refused: x of points that are drawn as crosses and end no line.
+        rejected_x: x of points that are drawn as crosses and left out of the line.
     """
 
     name: str
     points: Sequence[Point]
-    refused: frozenset[float] = frozenset()
+    rejected_x: frozenset[float] = frozenset()
 
 
 def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, from_zero: bool = False) -> Markup:
@@ -363,7 +363,7 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, from_zer
     points = [point for line in series for point in line.points if all(map(math.isfinite, point))]
     if not points or (len(points) < 2 and not from_zero):
         return Markup("")
-    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), whole=True)
+    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), is_integer=True)
     y_ticks = ticks(0.0 if from_zero else min(y for _, y in points), max(y for _, y in points))
 
     def place_x(value: float) -> float:
@@ -391,27 +391,27 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, from_zer
     middle = f'x="{-(TOP + HEIGHT - BOTTOM) / 2}" y="11" text-anchor="middle"'
     parts.append(text("axis", y_label, f'transform="rotate(-90)" {middle}'))
     for number, line in enumerate(series, 1):
-        places = [(place_x(x), place_y(y), x in line.refused) for x, y in line.points]
-        joined = " ".join(f"{x},{y}" for x, y, is_refused in places if not is_refused)
-        parts.append(f'<polyline class="s{number}" points="{joined}"/>')
+        places = [(place_x(x), place_y(y), x in line.rejected_x) for x, y in line.points]
+        path = " ".join(f"{x},{y}" for x, y, is_refused in places if not is_refused)
+        parts.append(f'<polyline class="s{number}" points="{path}"/>')
         for x, y, is_refused in places:
             if is_refused:
                 parts.append(f'<path class="cross s{number}" d="M{x - 4} {y - 4}l8 8m0 -8l-8 8"/>')
             elif len(places) <= 30:
                 parts.append(f'<circle class="s{number}" cx="{x}" cy="{y}" r="2.5"/>')
         if len(series) > 1:
-            left = LEFT + 8 + (number - 1) * 110
-            parts.append(f'<path class="s{number}" d="M{left} {TOP + 4}h14"/>')
-            parts.append(text("tick", line.name, f'x="{left + 18}" y="{TOP + 7.5}"'))
+            legend_x = LEFT + 8 + (number - 1) * 110
+            parts.append(f'<path class="s{number}" d="M{legend_x} {TOP + 4}h14"/>')
+            parts.append(text("tick", line.name, f'x="{legend_x + 18}" y="{TOP + 7.5}"'))
     return Markup("".join([*parts, "</svg>"]))
 
 
-def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Round numbers from below `low` to above `high`, about `TICKS` of them; `whole`: integers."""
+def ticks(low: float, high: float, *, is_integer: bool = False) -> list[float]:
+    """Round numbers from below `low` to above `high`, about `TICKS` of them; `is_integer`: whole numbers only."""
     span = (high - low) or abs(high) or 1.0
     step = 10.0 ** math.floor(math.log10(span / TICKS))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= TICKS)
-    if whole:
+    if is_integer:
         step = max(1.0, round(step))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]

@@ -131,8 +131,8 @@ def _operation(rule: Rule) -> Json:
 
 def _path_schema(rule: Rule, argument: str) -> Json:
     is_number = f"<int:{argument}>" in rule.rule
-    other = {"type": "integer", "minimum": 0} if is_number else {"type": "string", "minLength": 1}
-    return dict(PATHS.get(argument, other))
+    default = {"type": "integer", "minimum": 0} if is_number else {"type": "string", "minLength": 1}
+    return dict(PATHS.get(argument, default))
 
 
 def _reference(model: str) -> Json:

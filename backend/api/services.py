@@ -1,4 +1,4 @@
-"""What one API process holds: its settings, connections, services, and the figures that Prometheus asks for."""
+"""Objects of one API process: its settings, connections, services, and the figures that Prometheus asks for."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Metrics:
         self.registry.register(self)
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: registering must not need Redis."""
+        """No metrics: registering must not need Redis."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
@@ -80,7 +80,7 @@ class Metrics:
 
 
 def _of_workers(workers: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
-    """Memory of each worker, on its GPU, and of each model that it keeps."""
+    """Memory of each worker, of its GPU, and of each model that it keeps loaded."""
     memory = GaugeMetricFamily("transfiner_worker_memory_bytes", "Resident memory", labels=("worker", "version"))
     gpu = GaugeMetricFamily("transfiner_worker_gpu_memory_bytes", "GPU memory held", labels=("worker",))
     models = GaugeMetricFamily(
@@ -99,10 +99,10 @@ class Services:
     settings: Settings
     connection: Redis
     predictions: Predictions
-    # For webhooks alone: an annotator's submit waits for them.
-    hasty_projects: Projects
+    # For webhooks only, with a short timeout: an annotator's submit waits for them.
+    webhook_projects: Projects
     metrics: Metrics
-    # Of what requests at hand have asked.
+    # Shared by the bodies of all current requests.
     memory: MemoryBudget
 
     @property
@@ -110,23 +110,23 @@ class Services:
         return self.predictions.queue
 
     def close(self) -> None:
-        """Close all connections; a process that ends needs none of this, one that goes on does."""
+        """Close all connections; only needed where the process goes on."""
         self.queue.news.close()
         self.predictions.promises.close()
-        for connection in (self.connection, self.hasty_projects.connection):
+        for connection in (self.connection, self.webhook_projects.connection):
             connection.connection_pool.disconnect()
 
 
 def make_services(settings: Settings) -> Services:
-    """Connects lazily: the API starts, and says so at /ready, while the queue server is still down."""
+    """Build the services; they connect lazily, so the API starts while the queue server is down (/ready says so)."""
     connection = web_connection(settings)
     predictions = Predictions(connection, settings)
-    hasty = Projects(web_connection(settings, settings.redis_webhook_timeout_s))
+    webhook_projects = Projects(web_connection(settings, settings.redis_webhook_timeout_s))
     memory = MemoryBudget(int(settings.requests_memory_mib * 2**20))
-    return Services(settings, connection, predictions, hasty, Metrics(predictions.queue), memory)
+    return Services(settings, connection, predictions, webhook_projects, Metrics(predictions.queue), memory)
 
 
 def services() -> Services:
-    """Of the application that answers the request at hand."""
-    held: Services = current_app.extensions["transfiner"]
-    return held
+    """Services of the application that answers the current request."""
+    application_services: Services = current_app.extensions["transfiner"]
+    return application_services

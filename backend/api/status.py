@@ -1,7 +1,7 @@
-"""What has become of each task: for programs (/jobs: list, run again, cancel) and on the status page.
+"""State of each task: for programs (/jobs: list, run again, cancel) and on the status page.
 
-The page has what waits and runs, each project with its rounds, workers, recent errors with their fix. HTML from the
-server; a small script asks for it again and replaces what has changed.
+The page shows waiting and running tasks, each project with its rounds, workers, recent errors with their fix. HTML from
+the server; a small script loads it again and replaces what has changed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOOK_AT, LIST, LIST_ERRORS = 1000, 30, 10
 
 @status_page.app_template_filter("ago")
 def ago(moment: str | float | None) -> str:
-    """How long ago a unix time was."""
+    """Format how long ago a unix time was."""
     if not moment:
         return ""
     seconds = max(0, time.time() - float(moment))
@@ -49,7 +49,7 @@ def ago(moment: str | float | None) -> str:
 
 @status_page.get("/status")
 def status() -> str:
-    """For people; works on a phone."""
+    """The status page, for people; works on a phone."""
     service = services()
     facts: dict[str, Any] = {"problems": paused_parts(), "projects": [], "names": {}}
     facts |= {"workers": {}, "trainers": {}, "rows": [], "figures": []}
@@ -74,11 +74,11 @@ def asset(name: str) -> Response:
 
 
 def _tasks(service: Services) -> dict[str, Any]:
-    """Queue and workers. Requests without a project, such as those of an evaluation, are counted and not listed."""
+    """Queue and workers. Tasks without a project, such as those of an evaluation, are counted but not listed."""
     records = service.queue.records.recent(LOOK_AT)
     for row in records:
         row["project_id"] = row.get("project", "").partition(".")[0]
-    listed = [row for row in records if row["project_id"].isdigit()]
+    project_rows = [row for row in records if row["project_id"].isdigit()]
     counts = {state: sum(row["state"] == state for row in records) for state in (QUEUED, RUNNING, FAILED, PARKED)}
     workers = living_workers(service.connection)
     waiting = sum(service.queue.depth().values())
@@ -103,15 +103,15 @@ def _tasks(service: Services) -> dict[str, Any]:
         "waiting": waiting,
         "form_token": form_token(service.connection),
         "errors": [row for row in records if row["state"] in (FAILED, PARKED)][:LIST_ERRORS],
-        "rows": listed[:LIST],
+        "rows": project_rows[:LIST],
     }
 
 
 def _projects(service: Services, waiting_of: Counter[str]) -> dict[str, Any]:
-    """What /setup made known and what the registry knows, those first where something happens or happened last."""
-    known: dict[str, Project] = {}
+    """Projects of /setup and of the registry; those that train come first, then by their newest round."""
+    connected_projects: dict[str, Project] = {}
     for project in sorted(service.predictions.projects.newest(), key=lambda project: project.seen_at):
-        known[project.id] = project
+        connected_projects[project.id] = project
     learning = learning_facts(service)
     facts_of = {facts["id"]: facts for facts in learning.get("projects", ())}
     training = [facts for facts in facts_of.values() if facts["current"].get("state") == TRAINS]
@@ -120,15 +120,15 @@ def _projects(service: Services, waiting_of: Counter[str]) -> dict[str, Any]:
     views = [
         project_view(
             service.settings,
-            known.get(name),
+            connected_projects.get(name),
             facts_of.get(name, {}),
             waiting=waiting_of[name],
             trainers=trainers,
             busy=busy,
         )
-        for name in {*known, *facts_of}
+        for name in {*connected_projects, *facts_of}
     ]
-    # Whoever sends /setup names the project: not each name is a number.
+    # The sender of /setup names the project: not each name is a number.
     newest = {view["id"]: max((run["ended_at"] for run in view["rounds"]), default=0.0) for view in views}
     views.sort(key=lambda view: (not view["current"], -newest[view["id"]], len(view["id"]), view["id"]))
     return {
@@ -176,14 +176,14 @@ def jobs() -> Response:
     )
 
 
-def _matches(row: dict[str, Any], name: str, wanted: str | None) -> bool:
+def _matches(row: dict[str, Any], name: str, expected: str | None) -> bool:
     value = row.get(name, "")
-    return wanted is None or value == wanted or (name == "project" and value.partition(".")[0] == wanted)
+    return expected is None or value == expected or (name == "project" and value.partition(".")[0] == expected)
 
 
 def _seconds_per_task(service: Services) -> float:
-    seconds, done = service.connection.hmget(STATS, "seconds", "tasks_done")
-    return float(seconds or 0) / max(1, int(done or 0))
+    seconds, task_count = service.connection.hmget(STATS, "seconds", "tasks_done")
+    return float(seconds or 0) / max(1, int(task_count or 0))
 
 
 @job_routes.post("/jobs/<job_id>/retry")
@@ -214,7 +214,7 @@ def cancel_all() -> Any:
     service = services()
     check_form(service.connection, service.settings)
     project = request.values.get("project", "")
-    cancelled = service.queue.cancel(project=project)
+    task_count = service.queue.cancel(project=project)
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         return redirect("../status", code=303)
-    return jsonify(status="cancelled", tasks=cancelled)
+    return jsonify(status="cancelled", tasks=task_count)

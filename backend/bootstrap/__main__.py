@@ -14,7 +14,7 @@ PARTS = ("app", "dev", "label-studio", "browser")
 def prepare_parts(parts: list[str], detectron2_source: str) -> None:
     """Make `parts`, each one only when its stamp is missing or out of date."""
     check_python()
-    # Imported after the check: an interpreter that is too old shall say so and not stumble over newer syntax.
+    # Imported after the check: an interpreter that is too old fails on newer syntax without a clear message.
     from . import environments
 
     makers = {"app": environments.application, "dev": environments.development}
@@ -33,7 +33,7 @@ def prepare_parts(parts: list[str], detectron2_source: str) -> None:
 
 
 def main() -> int:
-    """Exit status 0 when everything is there, 1 with one message when something has to be mended."""
+    """Prepare the parts of the command line; exit status 0 when all are ready, 1 with a message otherwise."""
     parser = argparse.ArgumentParser(prog="python3 -m backend.bootstrap", description=__doc__, epilog=EXAMPLE)
     parser.add_argument("parts", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--detectron2", default="", metavar="SOURCE", help="build this instead of the wheel")

@@ -1,4 +1,4 @@
-"""What has to be true before anything is installed, and what can stop the set-up, each said with the fix."""
+"""Checks before anything is installed, and explanations of failed installations, each with the fix."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ COMPILERS = ("cc", "gcc", "clang")
 
 
 class SetupError(Exception):
-    """Something the reader of the message has to mend; the message says how."""
+    """A problem that the user has to fix; the message says how."""
 
 
 def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> None:
     """Raise SetupError unless `version` can run the project."""
     if version[:2] >= OLDEST_PYTHON:
         return
-    present, wanted = ".".join(map(str, version)), ".".join(map(str, OLDEST_PYTHON))
+    current, oldest = ".".join(map(str, version)), ".".join(map(str, OLDEST_PYTHON))
     raise SetupError(
-        f"this is Python {present}; {wanted} or newer is needed: install one and name it, "
-        f"for example `make setup PYTHON=python{wanted}`"
+        f"this is Python {current}; {oldest} or newer is needed: install one and name it, "
+        f"for example `make setup PYTHON=python{oldest}`"
     )
 
 
 def check_venv() -> None:
-    """Debian splits `venv` off its Python; the error of `python3 -m venv` there hides in ten lines."""
+    """Raise SetupError where Python lacks `venv`, as on Debian, whose own message is hard to find."""
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         raise SetupError(f"this Python lacks venv: `sudo apt-get install python{version}-venv`, or use another")
@@ -102,7 +102,7 @@ INSTALL_FAILURES = (
 
 
 def explain_failure(output: str) -> str:
-    """The cause and the fix for what pip or uv printed; the last lines of it when the cause is unknown."""
+    """Explain the output of a failed pip or uv, with the fix; its last lines when the cause is unknown."""
     for pattern, explanation in INSTALL_FAILURES:
         if re.search(pattern, output):
             return explanation

@@ -18,14 +18,14 @@ REQUIREMENTS = ROOT / "requirements"
 DETECTRON2_LOCK = REQUIREMENTS / "detectron2.txt"
 UV = "uv==0.13.9"  # as requirements/dev.txt
 PIP_ENVIRONMENT = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1"}
-# uv does not read pip's configuration, in which people have named their mirror; so it is handed over.
+# uv does not read pip's configuration, where people name their mirror, so it is passed on.
 PIP_TO_UV = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
     "find-links": "UV_FIND_LINKS",
     "cert": "SSL_CERT_FILE",
 }
-# uv's own switch; where the place of those builds does not answer, that is known soon.
+# uv's own switch; with a short timeout, since the index of those builds may not answer.
 CPU_BUILD = {"UV_TORCH_BACKEND": "cpu", "UV_HTTP_TIMEOUT": "20", "UV_HTTP_RETRIES": "1"}
 GPU_ONLY = ("cuda-", "nvidia-", "triton=")
 DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia")
@@ -35,9 +35,9 @@ RECIPE = "3"  # raise it when the steps below change, so that environments made 
 
 @dataclass(frozen=True)
 class Environment:
-    """One virtual environment in the making.
+    """One virtual environment to be made.
 
-    `name` also names its lock file and its stamp; sizes are those of a Linux GPU build, the largest there is.
+    `name` also names its lock file and its stamp; sizes are those of a Linux GPU build, the largest.
     """
 
     name: str
@@ -64,10 +64,10 @@ class Environment:
         return ROOT / "var" / "log" / f"setup-{self.name}.log"
 
     def digest(self) -> str:
-        """What the stamp of a finished environment says: its locks, its Python and the steps that made it."""
-        locked = self.lock.read_bytes() + (DETECTRON2_LOCK.read_bytes() if self.with_project else b"")
-        about = f"{RECIPE} {sys.version_info[:2]} {self.detectron2_source} {UV} ".encode()
-        return hashlib.sha256(about + locked).hexdigest()
+        """Content of the stamp of a finished environment: a digest of its locks, its Python and the steps."""
+        locks = self.lock.read_bytes() + (DETECTRON2_LOCK.read_bytes() if self.with_project else b"")
+        identity = f"{RECIPE} {sys.version_info[:2]} {self.detectron2_source} {UV} ".encode()
+        return hashlib.sha256(identity + locks).hexdigest()
 
     def is_ready(self) -> bool:
         """Whether the finished environment on disk is the one that the lock files describe."""
@@ -75,7 +75,7 @@ class Environment:
 
 
 def application(detectron2_source: str = "") -> Environment:
-    """What `serve` and `demo` run in."""
+    """The environment of `serve` and `demo`."""
     return Environment("app", ROOT / ".venv", 7.0, 3.0, detectron2_source=detectron2_source)
 
 
@@ -90,7 +90,7 @@ def label_studio() -> Environment:
 
 
 def prepare(environment: Environment) -> None:
-    """Install `environment` unless its stamp says that it is there; raises SetupError with the fix."""
+    """Install `environment` unless its stamp is up to date; raises SetupError with the fix."""
     if environment.is_ready():
         return
     check_venv()
@@ -100,7 +100,7 @@ def prepare(environment: Environment) -> None:
         check_compiler("Label Studio's numpy has to be compiled for this Python")
     environment.stamp.unlink(missing_ok=True)
     _create(environment)
-    # This small package also tells an unreachable registry in seconds, before gigabytes are asked for.
+    # This small package also shows in seconds whether the registry can be reached, before gigabytes are downloaded.
     pip = ("-m", "pip", "install", "--quiet", "--retries", "2", "--timeout", "20", UV)
     _run(environment, "reaching the package registry", pip, PIP_ENVIRONMENT)
     if not (environment.with_project and is_without_gpu() and _install_cpu_build(environment)):
@@ -138,7 +138,7 @@ def cpu_requirements(lock: str) -> str:
 
 
 def _install_cpu_build(environment: Environment) -> bool:
-    """Try torch's CPU build, which is not in every registry; whether it is there now."""
+    """Try to install torch's CPU build, which is not in every registry; whether that worked."""
     requirements = environment.folder / "cpu-requirements.txt"
     requirements.write_text(cpu_requirements(environment.lock.read_text()))
     command = [str(environment.python), "-m", "uv", "pip", "install", "-r", str(requirements)]
@@ -165,12 +165,14 @@ def _uv_install(environment: Environment, title: str, *arguments: str) -> None:
 def uv_variables(python: Path) -> dict[str, str]:
     """Return uv's variables for the environment of `python`: pip's index, mirrors and certificates, as pip mixes them.
 
-    What the caller's own environment says to uv wins.
+    Variables for uv in the caller's environment win.
     """
     variables = {"VIRTUAL_ENV": str(python.parent.parent), "UV_NO_PROGRESS": "1", "UV_LINK_MODE": "copy"}
-    listed = subprocess.run([str(python), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    pip_settings = subprocess.run(
+        [str(python), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    )
     # pip lists `:env:` first and lets it win; a stable sort puts it last.
-    for line in sorted(listed.stdout.splitlines(), key=lambda line: line.startswith(":env:")):
+    for line in sorted(pip_settings.stdout.splitlines(), key=lambda line: line.startswith(":env:")):
         key, _, value = line.partition("=")
         if (name := PIP_TO_UV.get(key.rsplit(".", 1)[-1])) and name not in os.environ:
             words = value.strip("'\"").replace("\\n", " ").split()
@@ -192,7 +194,7 @@ def _install_detectron2(environment: Environment) -> None:
 
 
 def _verify(environment: Environment) -> None:
-    """Import the heavy parts once, so that a broken environment is told now and not by a first request."""
+    """Import the heavy packages once, so that a broken environment is noticed now and not at the first request."""
     imports = "import torch, torchvision, detectron2.modeling"
     command = [str(environment.python), "-W", "ignore", "-c", imports]
     status, output = run_visibly(command, title="importing torch and detectron2", log=environment.log)
@@ -208,15 +210,15 @@ INSTALL_BROWSER = ["apt-get", "install", "-y", "--no-install-recommends", "chrom
 
 
 def find_browser() -> str | None:
-    """Path of the browser to test with: the variable's, else the first of the usual names, else None."""
-    named = os.environ.get(BROWSER_VARIABLE)
-    if named:
-        return named if Path(named).is_file() else None
+    """Find the browser to test with: that of the variable, else the first of the usual names, else None."""
+    path = os.environ.get(BROWSER_VARIABLE)
+    if path:
+        return path if Path(path).is_file() else None
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def prepare_browser() -> str | None:
-    """Install Chromium when there is none and we may; returns a hint when somebody else has to."""
+    """Install Chromium when there is none; returns a hint where that needs rights that we do not have."""
     if find_browser():
         return None
     if os.environ.get(BROWSER_VARIABLE):

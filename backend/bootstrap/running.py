@@ -1,4 +1,4 @@
-"""Runs one long command with its progress visible and everything it printed kept in a log."""
+"""Run one long command with its progress visible and its whole output in a log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LINE_COLUMNS = 100
 
 
 class Progress:
-    """One line that says where a step stands: on a terminal rewritten in place, elsewhere repeated now and then."""
+    """One line with the progress of a step: on a terminal rewritten in place, elsewhere repeated now and then."""
 
     def __init__(self, title: str, stream: TextIO = sys.stdout) -> None:
         self.title, self.stream = title, stream
@@ -27,7 +27,7 @@ class Progress:
         self._shown_s = -HEARTBEAT_S
 
     def show(self, *, last: str = "") -> None:
-        """Print where things stand; `last` replaces it by a closing word."""
+        """Print the progress; `last` replaces it by a closing word."""
         elapsed_s = time.monotonic() - self.started_s
         text = f"  {self.title}: {last or self.doing}  [{elapsed_s:.0f} s]"
         if self.stream.isatty():

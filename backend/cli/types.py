@@ -1,4 +1,4 @@
-"""What commands share: checkpoints by name, devices, close spellings, options, printing a result as text or JSON.
+"""Shared by commands: checkpoints by name, devices, close spellings, options, printing a result as text or JSON.
 
 Options are checked before anything heavy is imported.
 """
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 DEVICE_NAME = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
-def did_you_mean(value: str, known: Iterable[str]) -> str:
-    """A sentence that names the closest known spelling; "" when none is close."""
-    close = difflib.get_close_matches(value, list(known), 1)
+def did_you_mean(value: str, names: Iterable[str]) -> str:
+    """Suggest the name that is spelt most like a value; "" when none is close."""
+    close = difflib.get_close_matches(value, list(names), 1)
     return f"Did you mean {close[0]}?" if close else ""
 
 
@@ -42,15 +42,15 @@ class CheckpointType(click.ParamType):
     name = "checkpoint"
 
     def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The checkpoint's directory; fails with the names there are."""
+        """Find the checkpoint's directory; the error lists the known names."""
         try:
             return find_model(str(value), DEFAULT_STORE)
         except CheckpointError:
-            names = [stored.directory.name for stored in stored_models(DEFAULT_STORE)]
-            meant = did_you_mean(str(value), names) or f"Known names: {', '.join(names)}."
+            names = [model.directory.name for model in stored_models(DEFAULT_STORE)]
+            suggestion = did_you_mean(str(value), names) or f"Known names: {', '.join(names)}."
             self.fail(
                 f"{str(value)!r} is no checkpoint; expected a folder with {METADATA_FILE} or a model's name. "
-                f"{meant} `transfiner models list` shows them.",
+                f"{suggestion} `transfiner models list` shows them.",
                 param,
                 ctx,
             )
@@ -62,7 +62,7 @@ class DeviceType(click.ParamType):
     name = "device"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The device's name as it was given."""
+        """Check the device; returns its name unchanged."""
         if not DEVICE_NAME.fullmatch(value):
             self.fail(f"{value!r}; expected auto, cpu, cuda or cuda:NUMBER, e.g. cuda:1.", param, ctx)
         if reason := missing_gpu_reason(value):
@@ -80,10 +80,10 @@ class SuggestingGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            meant = did_you_mean(args[0], self.list_commands(ctx))
-            # Newer versions of click bring suggestions of their own.
-            if meant and not getattr(error, "possibilities", None):
-                raise click.UsageError(f"{error.message.rstrip('.')}. {meant}", ctx) from error
+            suggestion = did_you_mean(args[0], self.list_commands(ctx))
+            # Newer versions of click suggest names themselves.
+            if suggestion and not getattr(error, "possibilities", None):
+                raise click.UsageError(f"{error.message.rstrip('.')}. {suggestion}", ctx) from error
             raise
 
 
@@ -95,7 +95,7 @@ EXISTING_PATH = click.Path(exists=True, path_type=Path)
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
-#: Exit code: the gate said no.
+#: Exit code: the gate refused the candidate.
 REFUSED = 3
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 threads_option = click.option("--threads", type=click.IntRange(0), default=2, help="0: the machine's.")
@@ -129,14 +129,14 @@ project_option = click.option("--project", help="Whose versions: Label Studio's 
 
 
 def open_registry(url: str | None) -> Registry:
-    """The registry of that folder or URL, else of the settings."""
+    """Open the registry of a folder or URL, else that of the settings."""
     from training.registry import Registry
 
     return Registry(url or load_settings_of_running().registry or "var/registry")
 
 
 def read_label_config_file(path: Path) -> str:
-    """The text of a label config. Raises ServiceError: it is no text."""
+    """Read the text of a label config. Raises ServiceError when the file is no text."""
     content = path.read_bytes()
     is_utf16 = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as PowerShell writes files
     try:
@@ -147,22 +147,22 @@ def read_label_config_file(path: Path) -> str:
 
 @contextmanager
 def plain_errors(*more: type[Exception]) -> Iterator[None]:
-    """Expected failures, and those of ``more``, end the command with their message and exit code 1."""
-    expected: tuple[type[Exception], ...] = (ValueError, OSError, MissingRequirementError, *more)
+    """End the command with a message and exit code 1 on expected errors, and on those of ``more``."""
+    error_types: tuple[type[Exception], ...] = (ValueError, OSError, MissingRequirementError, *more)
     try:
         yield
-    except expected as error:
+    except error_types as error:
         raise click.ClickException(str(error)) from error
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on the error stream where that is a terminal; told what is done, and of how many."""
+    """Show a bar on the error stream where that is a terminal; yields `show(done_count, total)`."""
     with click.progressbar(length=1, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
 
-        def show(done: int, total: int | None) -> None:
-            bar.length = total or done + 1
-            bar.update(done - bar.pos)
+        def show(done_count: int, total: int | None) -> None:
+            bar.length = total or done_count + 1
+            bar.update(done_count - bar.pos)
 
         yield show
 

@@ -1,1 +1,1 @@
-"""The service with a Label Studio and a ready project beside it."""
+"""The demo: the service, a Label Studio, and projects that are ready to annotate."""

@@ -1,4 +1,4 @@
-"""The `demo` command: the service, a real Label Studio beside it, and a project that is ready to annotate."""
+"""The `demo` command: the service, a real Label Studio, and projects that are ready to annotate."""
 
 from __future__ import annotations
 
@@ -46,21 +46,24 @@ def demo(port: int, backend_port: int, images: int, folder: Path, **options: Any
     Example: transfiner demo --port 8081 --backend-port 9091
     """
     with _only_one(folder):
-        for what, number, option in (("Label Studio", port, "--port"), ("the backend", backend_port, "--backend-port")):
-            check_port(what, number, option)
+        for owner, number, option in (
+            ("Label Studio", port, "--port"),
+            ("the backend", backend_port, "--backend-port"),
+        ):
+            check_port(owner, number, option)
         server = LabelStudioServer(folder / "label-studio", port)
         server.check_installed()
-        # Projects are numbered anew in every Label Studio: what one demo learned must not serve another.
-        places = {
+        # Every Label Studio numbers its projects from 1: versions of one demo must not serve another's projects.
+        folders = {
             "registry": str(folder / "registry"),
             "registry_cache": folder / "cache",
             "learning_folder": folder / "learning",
             "promises_folder": folder / "promises",
         }
-        sys.exit(_run(server, _settings(server, backend_port, {**places, **options}), folder, images))
+        sys.exit(_run(server, _settings(server, backend_port, {**folders, **options}), folder, images))
 
 
-def check_port(what: str, port: int, option: str) -> None:
+def check_port(owner: str, port: int, option: str) -> None:
     """Raise StartError when a program listens on `port` of loopback already."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -68,13 +71,13 @@ def check_port(what: str, port: int, option: str) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise StartError(
-                f"Port {port} for {what} cannot be used: {error.strerror}.",
+                f"Port {port} for {owner} cannot be used: {error.strerror}.",
                 f"Stop the program that uses it, or choose another: make demo ARGS='{option} {port + 1}'.",
             ) from error
 
 
 def _settings(server: LabelStudioServer, port: int, options: dict[str, Any]) -> Settings:
-    # The children read the same variables; on a command line everybody could see the key.
+    # Children get the key by environment variables; on a command line everybody could see it.
     os.environ["LABEL_STUDIO_URL"], os.environ["LABEL_STUDIO_API_KEY"] = server.url, server.login.token
     settings = load_settings(port=port, **options)
     set_up_logs(settings.model_copy(update={"log_level": "WARNING"}))
@@ -85,13 +88,13 @@ def _settings(server: LabelStudioServer, port: int, options: dict[str, Any]) -> 
 def _run(server: LabelStudioServer, settings: Settings, folder: Path, images: int) -> int:
     logs = folder / "log"
     logs.mkdir(parents=True, exist_ok=True)
-    served, settings = service_children(settings)
+    service, settings = service_children(settings)
     label_studio = Child("label-studio", server.command, server.environment, grace_s=5.0)
     # Label Studio starts while the service does; the last part of the service is ready when both are.
-    api = served[-1]
-    served[-1] = replace(api, ready=lambda: server.is_up() and api.ready(), start_timeout_s=COLD_START_S)
+    api = service[-1]
+    service[-1] = replace(api, ready=lambda: server.is_up() and api.ready(), start_timeout_s=COLD_START_S)
     state = folder / "project.json"
-    # A process of its own fills the projects: Ctrl-C ends it, a failure starts it once more.
+    # A process of its own prepares the projects: Ctrl-C ends it, a failure restarts it once.
     project = Child(
         "project",
         python_module("backend.demo.project", str(folder), str(images)),
@@ -100,7 +103,7 @@ def _run(server: LabelStudioServer, settings: Settings, folder: Path, images: in
         start_timeout_s=PROJECT_S,
         restarts=1,
     )
-    children = [_logged(child, logs) for child in (label_studio, *served, project)]
+    children = [_logged(child, logs) for child in (label_studio, *service, project)]
     login = server.login
     address = f"{server.url}/projects/{{}}/data"
 
@@ -123,7 +126,7 @@ def _run(server: LabelStudioServer, settings: Settings, folder: Path, images: in
 
 
 def _logged(child: Child, folder: Path) -> Child:
-    """The child with its output in a file of its own and its progress on the terminal."""
+    """Redirect a child's output to a log file of its own, and show its progress on the terminal."""
     log = folder / f"{child.name}.log"
     log.write_bytes(b"")
     command = ["/bin/sh", "-c", 'log=$0; exec "$@" >>"$log" 2>&1', str(log), *child.command]
@@ -145,7 +148,7 @@ def _logged(child: Child, folder: Path) -> Child:
 
 @contextlib.contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """Two Label Studios on one database would corrupt it; it holds passwords and tokens, so it is the user's alone."""
+    """Lock the folder, since two Label Studios would corrupt one database; only its user may read its secrets."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     umask = os.umask(0o077)

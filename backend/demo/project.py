@@ -1,6 +1,6 @@
 """The demo's projects in Label Studio: made once through its API, found again later, brought up to date every time.
 
-Every step looks at what is there and adds what is missing, so an interrupted first start goes on where it stopped. The
+Every step only adds what is missing, so an interrupted first start goes on where it stopped. The
 photographs are public domain or CC0, carried by packages that the product depends on anyway.
 """
 
@@ -40,19 +40,19 @@ CREDIT = (
     "Photographs from scikit-image and matplotlib: NASA, SpaceX and US Navy (public domain), Rachel Michetti and Lav "
     "Varshney (CC0), Brooklyn Museum (no known copyright restrictions)."
 )
-#: COCO's among them are outlined at once, the others are for the smart tools.
+#: COCO's classes among them are outlined at once, the others are for the smart tools.
 LABELS = ("cup", "tie", "person", "spoon", "coin", "rocket", "helmet", "saucer")
 
 
 def copy_photographs(folder: Path) -> list[Path]:
-    """The photographs in `folder`; existing ones are kept, those of a package that has none any more are left out."""
+    """Copy the photographs to `folder`; existing ones are kept, those that a package no longer has are left out."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for package, name in FILES:
         source, target = files(package) / name, folder / Path(name).name
         if not target.exists() and source.is_file():
-            with replacing(target) as unfinished:
-                unfinished.write_bytes(source.read_bytes())
+            with replacing(target) as temporary:
+                temporary.write_bytes(source.read_bytes())
         if target.exists():
             paths.append(target)
     return paths
@@ -63,23 +63,23 @@ SCENES = "Generated scenes. Every object is outlined by the model; correct what 
 PHOTOGRAPHS_TITLE = "Transfiner demo: photographs"
 BRUSH_TITLE = "Transfiner demo: photographs with a brush"
 PHOTOGRAPHS = "Common things are outlined; anything else is a box or a click away."
-# Above the picture: what the smart tools want is nowhere to be seen in Label Studio.
+# Shown above the picture: Label Studio does not explain the smart tools anywhere.
 HELP = "Auto-Annotation on, a label, then a box or a click. Not this: Alt+click, in a box Ctrl+Alt+click."
 # Distinct on the scenes' muted backgrounds, and for people who confuse red and green.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442", "#8c6bb1")
 UPLOAD_CHUNK = 8
 PREDICT_CHUNK = 4  # small, so that progress shows; Label Studio stores a chunk only when all of it is predicted
-LATE_S = 300.0  # predictions that missed Label Studio's deadline are pushed later: this long they are waited for
+LATE_S = 300.0  # how long to wait for predictions that missed Label Studio's deadline and are pushed later
 POLL_S = 1.0
 
 
 @dataclass(frozen=True)
 class DemoProject:
-    """A project that the demo shows.
+    """A project of the demo.
 
     Attributes:
-        model_version: of the model that predicts, as the backend reports it.
-        model: checkpoint directory that shall serve this project alone; "" for the service's own.
+        model_version: version of the model that predicts, as the backend reports it.
+        model: checkpoint directory that serves this project only; "" for the service's own.
     """
 
     title: str
@@ -95,7 +95,7 @@ Report = Callable[[str], None]
 
 
 def _labels(labels: Sequence[str]) -> str:
-    """Label tags in colours of their own."""
+    """Label tags, each with a colour of its own."""
     return "\n".join(
         f"    <Label value={quoteattr(label)} background={quoteattr(COLOURS[number % len(COLOURS)])}/>"
         for number, label in enumerate(labels)
@@ -103,7 +103,7 @@ def _labels(labels: Sequence[str]) -> str:
 
 
 def scenes_config(labels: Sequence[str]) -> str:
-    """Polygons in the colours of the labels."""
+    """Label config of the scenes: polygons in the colours of the labels."""
     return f"""<View>
   <Image name="image" value="$image" zoom="true" zoomControl="true"/>
   <PolygonLabels name="label" toName="image" strokeWidth="2" opacity="0.3">
@@ -113,9 +113,9 @@ def scenes_config(labels: Sequence[str]) -> str:
 
 
 def smart_config(labels: Sequence[str], shape: str) -> str:
-    """One row of labels for outlines of a shape ("Polygon", "Brush") and for smart boxes and clicks.
+    """Label config with one row of labels for outlines of a shape ("Polygon", "Brush") and smart boxes and clicks.
 
-    The labels stand above the image: below a tall one nobody would see them.
+    The labels are above the image: below a tall one they would be out of sight.
     """
     return f"""<View>
   <Header size="6" value={quoteattr(HELP)}/>
@@ -130,13 +130,13 @@ def smart_config(labels: Sequence[str], shape: str) -> str:
 
 
 def draw_scenes(folder: Path, count: int) -> list[Path]:
-    """The first `count` demo scenes as PNG files in `folder`; existing ones are kept."""
+    """Draw the first `count` demo scenes as PNG files in `folder`; existing ones are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"scene-{number:03d}.png" for number in range(count)]
     for number, path in enumerate(paths):
         if not path.exists():
-            with replacing(path) as unfinished:
-                Image.fromarray(generate_scene(scene_seed("demo", number)).image).save(unfinished, "PNG")
+            with replacing(path) as temporary:
+                Image.fromarray(generate_scene(scene_seed("demo", number)).image).save(temporary, "PNG")
     return paths
 
 
@@ -155,18 +155,18 @@ def _project(client: LabelStudioClient, demo: DemoProject) -> int:
     for project in client.list_projects():
         if project["title"] == demo.title:
             return int(project["id"])
-    made = client.create_project(
+    created = client.create_project(
         title=demo.title,
         label_config=demo.label_config,
         description=demo.description,
         sampling="Uncertainty sampling",  # the label stream starts with the pictures the model is least sure of
         show_collab_predictions=True,
     )
-    return int(made["id"])
+    return int(created["id"])
 
 
 def _serve(registry: str, project: int, model: Path, version: str) -> str:
-    """Have a model serve a project, unless a version that it learned does; the version that serves."""
+    """Let a model serve a project, unless a version trained on it does; the version that serves."""
     from training.registry import Registry
 
     versions, name = Registry(registry), str(project)
@@ -180,54 +180,54 @@ def _serve(registry: str, project: int, model: Path, version: str) -> str:
 def _import_images(client: LabelStudioClient, project: int, images: Sequence[Path], report: Report) -> None:
     # Label Studio prefixes a file's name with a random part.
     present = {str(task["data"].get("image", "")).partition("-")[2] for task in client.iter_tasks(project)}
-    missing = [path for path in images if path.name not in present]
-    for start in range(0, len(missing), UPLOAD_CHUNK):
-        report(f"importing images ({start} of {len(missing)})")
-        client.upload_files(project, missing[start : start + UPLOAD_CHUNK])
+    missing_paths = [path for path in images if path.name not in present]
+    for start in range(0, len(missing_paths), UPLOAD_CHUNK):
+        report(f"importing images ({start} of {len(missing_paths)})")
+        client.upload_files(project, missing_paths[start : start + UPLOAD_CHUNK])
 
 
 def _connect(client: LabelStudioClient, project: int, demo: DemoProject) -> None:
     """Connect the backend, under a title that equals the model version.
 
-    Label Studio orders tasks by the scores of the version that the project names, and the project names the title.
+    Label Studio orders tasks by the scores of the version that the project names, which is the backend's title.
     """
-    wanted: dict[str, Any] = {"url": demo.backend_url, "title": demo.model_version, "is_interactive": True}
+    fields: dict[str, Any] = {"url": demo.backend_url, "title": demo.model_version, "is_interactive": True}
     backends = client.list_backends(project)
     if not backends:
-        client.create_backend(project, **wanted)
-    elif any(backends[0].get(key) != value for key, value in wanted.items()):
-        client.update_backend(backends[0], **wanted)
+        client.create_backend(project, **fields)
+    elif any(backends[0].get(key) != value for key, value in fields.items()):
+        client.update_backend(backends[0], **fields)
 
 
 def _retrieve(client: LabelStudioClient, project: int, demo: DemoProject, report: Report) -> None:
-    """Have Label Studio ask for every prediction that it lacks, and wait until it has them.
+    """Let Label Studio request every missing prediction, and wait until it has them.
 
-    An image that cannot be predicted is reported and left; none at all is an error.
+    An image that cannot be predicted is reported and skipped; it is an error when none can.
     """
-    waiting = _without_prediction(client, project, demo.model_version)
-    total = len(waiting)
+    task_ids = _without_prediction(client, project, demo.model_version)
+    total = len(task_ids)
     for start in range(0, total, PREDICT_CHUNK):
         report(f"outlining objects ({start} of {total} images)")
-        client.retrieve_predictions(project, waiting[start : start + PREDICT_CHUNK])
+        client.retrieve_predictions(project, task_ids[start : start + PREDICT_CHUNK])
     give_up = time.monotonic() + LATE_S
-    while left := _without_prediction(client, project, demo.model_version):
+    while tasks_left := _without_prediction(client, project, demo.model_version):
         failures = _failures(demo.backend_url, project)
-        late = [task for task in left if task not in failures]
-        if not late:
-            message = f"{len(left)} of {total} images got no prediction: {failures[left[0]]}"
-            if len(left) == total:
+        late_tasks = [task for task in tasks_left if task not in failures]
+        if not late_tasks:
+            message = f"{len(tasks_left)} of {total} images got no prediction: {failures[tasks_left[0]]}"
+            if len(tasks_left) == total:
                 raise StartError(message, "The worker's log says more.")
             report(message)
             return
         if time.monotonic() > give_up:
-            missing = f"{len(late)} of {total} images got no prediction within {LATE_S:.0f} s."
-            raise StartError(missing, "The worker's log says what it did; start again to go on.")
-        report(f"outlining objects ({total - len(left)} of {total} images)")
+            problem = f"{len(late_tasks)} of {total} images got no prediction within {LATE_S:.0f} s."
+            raise StartError(problem, "The worker's log says what it did; start again to go on.")
+        report(f"outlining objects ({total - len(tasks_left)} of {total} images)")
         time.sleep(POLL_S)
 
 
 def _without_prediction(client: LabelStudioClient, project: int, version: str) -> list[int]:
-    """Tasks nobody has annotated that have no prediction of `version`."""
+    """Ids of tasks without annotation and without a prediction of `version`."""
     return [
         int(task["id"])
         for task in client.iter_tasks(project)
@@ -237,7 +237,7 @@ def _without_prediction(client: LabelStudioClient, project: int, version: str) -
 
 
 def _failures(backend_url: str, project: int) -> dict[int, str]:
-    """Task ids that the backend has given up, with its reasons."""
+    """Task ids that the backend has given up, with the reasons."""
     answer = requests.get(f"{backend_url}/jobs", params={"project": project, "limit": 1000}, timeout=10)
     answer.raise_for_status()
     rows = answer.json()["jobs"]
@@ -245,21 +245,21 @@ def _failures(backend_url: str, project: int) -> dict[int, str]:
 
 
 def main(folder: Path, scene_count: int) -> None:
-    """Prepare the projects of the service that the variables describe, say so in `project.json`, and stay.
+    """Prepare the demo's projects, write their ids to `project.json`, and keep running.
 
-    A process of its own, so that Ctrl-C can end it at any moment; it stays because the supervisor starts again what
-    ends. The API key comes in the environment, where other users of the machine cannot read it.
+    A process of its own, so that Ctrl-C can end it at any moment; it keeps running because the supervisor restarts
+    processes that end. The API key comes in the environment, where other users of the machine cannot read it.
     """
     settings = load_settings()
     url = f"http://127.0.0.1:{settings.port}"
     photographs = copy_photographs(folder / "images" / "photographs")
-    scenes, served = read_served_model(SCENES_MODEL), read_served_model(settings.model)
+    scenes, model = read_served_model(SCENES_MODEL), read_served_model(settings.model)
     text = f"{PHOTOGRAPHS} {CREDIT}"
     projects = {
         "photographs": DemoProject(
-            PHOTOGRAPHS_TITLE, text, smart_config(LABELS, "Polygon"), served.version, url, photographs
+            PHOTOGRAPHS_TITLE, text, smart_config(LABELS, "Polygon"), model.version, url, photographs
         ),
-        "brush": DemoProject(BRUSH_TITLE, text, smart_config(LABELS, "Brush"), served.version, url, photographs),
+        "brush": DemoProject(BRUSH_TITLE, text, smart_config(LABELS, "Brush"), model.version, url, photographs),
         "project": DemoProject(
             SCENES_TITLE,
             SCENES,

@@ -1,4 +1,4 @@
-"""What makes a service breakable: a network that can be cut, and a clock of the wall that can be stepped.
+"""Faults of a service: a network link that can be cut, and a wall clock that can be stepped.
 
 `python -m backend.devtools.breakable FILE MODULE ARGUMENTS` runs a module on the clock of a file.
 """
@@ -22,7 +22,7 @@ BLOCK = 2**16
 
 
 class Link:
-    """Another address of a server of this machine.
+    """A proxy to a server of this machine, which can be cut or held.
 
     Args:
         target: host and port of the server, which may come and go.
@@ -42,7 +42,7 @@ class Link:
 
     @contextlib.contextmanager
     def cut(self) -> Iterator[None]:
-        """While inside, every connection is reset and none comes about."""
+        """Reset all connections and refuse new ones inside the `with` block."""
         self._is_cut = True
         self._end_connections()
         try:
@@ -52,7 +52,7 @@ class Link:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """While inside, connections stay and nothing passes, as when a cable is pulled; what was sent comes later."""
+        """Hold all data back inside the `with` block, as when a cable is pulled; it arrives later."""
         self._flows.clear()
         try:
             yield
@@ -71,9 +71,9 @@ class Link:
 
     def _end_connections(self) -> None:
         with self._lock:
-            for each in self._sockets:
+            for connection in self._sockets:
                 with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while not self._is_closed:
@@ -95,21 +95,21 @@ class Link:
                 threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        """One direction of a connection; the one that ends first ends both."""
+        """Copy one direction of a connection; the direction that ends first ends both."""
         with contextlib.suppress(OSError):
             while block := source.recv(BLOCK):
                 self._flows.wait()
                 sink.sendall(block)
-        for each in (source, sink):
+        for connection in (source, sink):
             with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
         with self._lock:
             self._sockets.discard(source)
         source.close()
 
 
 OFFSET = struct.Struct("d")
-# A server whose clock steps finds every lifetime shorter by the step, as this does in one moment.
+# Shortens all lifetimes at once, as a server sees it whose clock steps forward.
 STEP_LIFETIMES = """
 for _, key in ipairs(redis.call('KEYS', '*')) do
   local left = redis.call('PTTL', key)
@@ -119,7 +119,7 @@ end
 
 
 class SteppedClock:
-    """The offset of all clocks of a stage, in a file that its processes share."""
+    """The offset of the clocks of all processes of a harness, in a file that they share."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -127,19 +127,19 @@ class SteppedClock:
         file.write_bytes(OFFSET.pack(0.0))
 
     def step(self, seconds: float, connection: Redis) -> None:
-        """Step the clocks of all processes that follow, and the queue server's, forward (or back)."""
+        """Step the clocks of all processes that `follow` the file, and the queue server's, forward (or back)."""
         self.offset_s += seconds
-        with self.file.open("r+b") as opened:
-            opened.write(OFFSET.pack(self.offset_s))
+        with self.file.open("r+b") as stream:
+            stream.write(OFFSET.pack(self.offset_s))
         connection.eval(STEP_LIFETIMES, 0, int(seconds * 1000))
 
 
 def follow(file: Path) -> None:
     """Make `time.time` of this process follow a stepped clock."""
     true_time = time.time
-    with file.open("rb") as opened:
-        shared = mmap.mmap(opened.fileno(), OFFSET.size, access=mmap.ACCESS_READ)
-    time.time = lambda: true_time() + float(OFFSET.unpack(shared[:])[0])
+    with file.open("rb") as stream:
+        offset = mmap.mmap(stream.fileno(), OFFSET.size, access=mmap.ACCESS_READ)
+    time.time = lambda: true_time() + float(OFFSET.unpack(offset[:])[0])
 
 
 if __name__ == "__main__":

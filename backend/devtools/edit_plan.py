@@ -1,10 +1,10 @@
 """A plan of vertex edits that is carried out: the outline that it ends with is rasterised and compared with the truth.
 
-Both outlines are taken apart into loops (exteriors and holes of all parts), and loops that overlap are paired. Each
-vertex of a shown loop belongs to the zone of one vertex of the true loop, in order around both. A zone that is put
-right ends with the true vertex; its shown vertices are dragged there, removed, or left where they lie close enough. So
-a plan is a set of zones (and of loops to be added or removed), what it costs is the least number of actions that turn
-one sequence of vertices into the other, and what comes out is known.
+Both outlines are split into loops (exteriors and holes of all parts), and loops that overlap are paired. Each vertex of
+a shown loop belongs to the zone of one vertex of the true loop, in order around both. A corrected zone ends with the
+true vertex; its shown vertices are dragged there, removed, or left where they are close enough. So a plan is a set of
+zones (and of loops to be added or removed), its cost is the least number of actions that turn one sequence of vertices
+into the other, and its result is known.
 
 Shapes: H, W size of a window of the image; M vertices of a true loop, N of a shown one; S sample points of outlines.
 """
@@ -28,9 +28,9 @@ from training.metrics.boundary import outline_corners
 
 #: A vertex within this many times the allowed distance of its place is dragged there; else a new one is added.
 DRAG_REACH = 2.0
-#: One that is in the way anyhow is worth pulling from this many times farther.
+#: A vertex that must move anyway is dragged from this many times farther.
 OFF_REACH = 4
-#: Shares of the allowed distance within which vertices of zones put right may stay; tried in this order.
+#: Shares of the allowed distance within which vertices of corrected zones may stay; tried in this order.
 KEPT_SHARES = (1.0, 0.5, 0.2, 0.0)
 KEY_S, POINT_S, PRESS_S, THINK_S = 0.2, 1.1, 0.1, 1.35
 _CLICK_S = POINT_S + 2 * PRESS_S
@@ -47,15 +47,15 @@ STEPS: dict[str, tuple[int, float]] = {
     "remove": (1, KEY_S + _CLICK_S),
 }
 _DRAG, _ADD, _REMOVE = (STEPS[step][0] for step in ("drag", "add", "remove"))
-#: A plan this many times dearer than another way is not looked at further: leaving zones again never saves so much.
+#: The search stops at a plan that costs this many times the actions of redrawing: pruning never saves so much.
 _HOPELESS = 1.5
 _CUT_VERTICES = 2  # of a loop that is joined to the others
-#: Vertices (N, 2) of a run of a loop as it becomes, and the steps that it takes.
+#: Vertices (N, 2) of a run of a loop after editing, and the steps that lead there.
 Stretch = tuple[np.ndarray, Counter[str]]
 
 
 def actions_of(steps: Counter[str]) -> int:
-    """Actions of steps."""
+    """Number of actions of steps."""
     return sum(STEPS[step][0] * count for step, count in steps.items())
 
 
@@ -104,13 +104,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Difference:
-    """What is wrong with a mask.
+    """How a mask differs from its target.
 
     Attributes:
         missing_hw, extra_hw: bool, H x W.
         common, union: pixels of the mask and its target.
         far_px: (S, 2), points of either outline that are too far off the other one.
-        least_iou: for a good outline.
+        least_iou: least IoU of a good outline.
     """
 
     missing_hw: np.ndarray
@@ -133,14 +133,14 @@ def _outline_points(mask_hw: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class VertexPlan:
-    """Steps of the hand on one outline, and whether the outline is good after them."""
+    """Steps of an annotator on one outline, and whether the outline is good after them."""
 
     steps: Counter[str]
     ends_good: bool
 
     @property
     def actions(self) -> int:
-        """Of the hand."""
+        """Number of actions."""
         return actions_of(self.steps)
 
 
@@ -160,7 +160,7 @@ def plan_vertices(
         target_px: (M, 2), where a person would click; an outline of them is good.
         target_hw: bool, H x W, the truth.
         ignored_hw: bool, H x W: pixels that may be on either side.
-        most_actions: a way that needs far more is given up as one that does not end good.
+        most_actions: a plan that needs far more is given up as one that does not end good.
     """
     plans, target = list[VertexPlan](), Target(target_hw, ignored_hw)
     for is_growing in (False, True):
@@ -172,7 +172,7 @@ def plan_vertices(
 
 
 class _Search:
-    """The search for zones that make an outline good when they are put right."""
+    """The search for zones that make an outline good when they are corrected."""
 
     def __init__(self, edits: _LoopEdits, target: Target, good: GoodOutline, most_actions: int | None) -> None:
         self._edits, self._target, self._good = edits, target, good
@@ -182,11 +182,11 @@ class _Search:
         return self._target.difference(self._edits.result_hw(), self._good)
 
     def run(self, *, is_growing: bool) -> VertexPlan:
-        """Put more right until the outline is good, then what need not be is left again.
+        """Correct more zones until the outline is good, then drop those that are not needed.
 
         Args:
-            is_growing: first put more zones right, and only then be stricter about vertices that stay in them; else
-                the other way round.
+            is_growing: first correct more zones, and only then be stricter about vertices that stay in them; else the
+                other way round.
         """
         difference = self._difference()
         if difference.is_good:
@@ -207,7 +207,7 @@ class _Search:
         return VertexPlan(edits.steps(), ends_good=False)
 
     def _prune(self) -> None:
-        """Leave zones as they were, one by one, where the outline is good all the same and the plan not dearer."""
+        """Drop zones one by one, where the outline stays good and the plan costs no more."""
         edits = self._edits
         actions = edits.actions
         for unit in np.flatnonzero(edits.is_wrong):
@@ -234,7 +234,7 @@ class _Pair:
         zones: (N,), the true vertex of each shown one, ascending.
         is_before: (N,), whether a shown vertex lies before its true vertex, as the loop is walked.
         off_px: (N,), distance from the true loop.
-        is_wrong: (M,), the zones that are put right.
+        is_wrong: (M,), the zones that are corrected.
     """
 
     target_px: np.ndarray
@@ -243,7 +243,7 @@ class _Pair:
     is_before: np.ndarray = field(init=False)
     off_px: np.ndarray = field(init=False)
     is_wrong: np.ndarray = field(init=False)
-    _known: dict[tuple[bool, float, tuple[int, ...]], Stretch] = field(default_factory=dict)
+    _cache: dict[tuple[bool, float, tuple[int, ...]], Stretch] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         away = np.hypot(*(self.shown_px[:, None] - self.target_px[None]).transpose(2, 0, 1))
@@ -259,46 +259,46 @@ class _Pair:
         self.is_wrong = np.zeros(len(self.target_px), dtype=np.bool_)
 
     def stretches(self, kept_px: float, good: GoodOutline) -> list[Stretch]:
-        """The loop as it becomes, run by run of zones, with the steps of each."""
+        """The loop after editing, run by run of zones, with the steps of each."""
         runs = [
-            (wrong, [number for number, _ in run]) for wrong, run in groupby(enumerate(self.is_wrong), lambda z: z[1])
+            (flag, [number for number, _ in run]) for flag, run in groupby(enumerate(self.is_wrong), lambda z: z[1])
         ]
         if len(runs) > 2 and runs[0][0] and runs[-1][0]:
             # The loop begins in the middle of a run.
             runs[0] = (True, runs.pop()[1] + runs[0][1])
-        keys = [(bool(wrong), kept_px, tuple(zones)) for wrong, zones in runs]
+        keys = [(bool(flag), kept_px, tuple(zones)) for flag, zones in runs]
         for key in keys:
-            if key not in self._known:
-                self._known[key] = self._stretch(key[0], list(key[2]), kept_px, good)
-        return [self._known[key] for key in keys]
+            if key not in self._cache:
+                self._cache[key] = self._stretch(key[0], list(key[2]), kept_px, good)
+        return [self._cache[key] for key in keys]
 
-    def _stretch(self, wrong: bool, zones: list[int], kept_px: float, good: GoodOutline) -> Stretch:
-        shown = np.concatenate([np.flatnonzero(self.zones == zone) for zone in zones])
-        if not wrong:
-            return self.shown_px[shown], Counter()
-        # Behind which of the run's true vertices each shown one lies.
-        position = np.array([zones.index(zone) for zone in self.zones[shown]], dtype=np.int64) + ~self.is_before[shown]
-        is_off = self.off_px[shown] > good.distance_px
+    def _stretch(self, is_wrong: bool, zones: list[int], kept_px: float, good: GoodOutline) -> Stretch:
+        rows = np.concatenate([np.flatnonzero(self.zones == zone) for zone in zones])
+        if not is_wrong:
+            return self.shown_px[rows], Counter()
+        # Number of the run's true vertices that each shown one lies behind.
+        position = np.array([zones.index(zone) for zone in self.zones[rows]], dtype=np.int64) + ~self.is_before[rows]
+        is_off = self.off_px[rows] > good.distance_px
         reach_px = np.where(is_off, OFF_REACH, 1) * DRAG_REACH * good.distance_px
         if good.practised:
-            reach_px = np.full(len(shown), np.inf)
-        stays = self.off_px[shown] <= kept_px if kept_px else np.zeros(len(shown), dtype=np.bool_)
-        return cheapest_stretch(self.shown_px[shown], self.target_px[zones], reach_px, stays, position)
+            reach_px = np.full(len(rows), np.inf)
+        stays = self.off_px[rows] <= kept_px if kept_px else np.zeros(len(rows), dtype=np.bool_)
+        return cheapest_stretch(self.shown_px[rows], self.target_px[zones], reach_px, stays, position)
 
 
-def _in_order(away: np.ndarray) -> np.ndarray:
-    """For each row of distances (N, M) a column, never falling from row to row, so that their sum is least: (N,)."""
-    count = away.shape[1]
-    best, origin = away[0].copy(), np.zeros(away.shape, dtype=np.int64)
+def _in_order(distances_px: np.ndarray) -> np.ndarray:
+    """Choose a column for each row of distances (N, M), never falling from row to row, with the least sum: (N,)."""
+    count = distances_px.shape[1]
+    best, origin = distances_px[0].copy(), np.zeros(distances_px.shape, dtype=np.int64)
     columns = np.arange(count)
-    for row in range(1, len(away)):
+    for row in range(1, len(distances_px)):
         least = np.minimum.accumulate(best)
         is_new = best <= least
         origin[row] = np.maximum.accumulate(np.where(is_new, columns, 0))
-        best = least + away[row]
-    zones = np.empty(len(away), dtype=np.int64)
+        best = least + distances_px[row]
+    zones = np.empty(len(distances_px), dtype=np.int64)
     column = int(np.argmin(best))
-    for row in range(len(away) - 1, -1, -1):
+    for row in range(len(distances_px) - 1, -1, -1):
         zones[row] = column
         column = int(origin[row, column])
     return zones
@@ -315,17 +315,19 @@ def cheapest_stretch(
         stays: (N,), whether it may stay where it is, and position: (N,), behind how many places.
 
     Returns:
-        The run as it becomes, and the steps.
+        The run after editing, and the steps.
     """
-    count, wanted = len(shown_px), len(places_px)
-    away = np.hypot(*(shown_px[:, None] - places_px[None]).transpose(2, 0, 1)) if count else np.empty((0, wanted))
-    can_drag = (away <= reach_px[:, None]).tolist()
-    cost = [[_ADD * place for place in range(wanted + 1)]]
-    move = [["add"] * (wanted + 1)]
+    count, places = len(shown_px), len(places_px)
+    distances_px = (
+        np.hypot(*(shown_px[:, None] - places_px[None]).transpose(2, 0, 1)) if count else np.empty((0, places))
+    )
+    can_drag = (distances_px <= reach_px[:, None]).tolist()
+    cost = [[_ADD * place for place in range(places + 1)]]
+    move = [["add"] * (places + 1)]
     for vertex in range(count):
         above = cost[-1]
         row, moves = [above[0] + _REMOVE], ["remove"]
-        for place in range(wanted + 1):
+        for place in range(places + 1):
             choices = [(above[place] + _REMOVE, "remove")]
             if stays[vertex] and position[vertex] == place:
                 choices.append((above[place], "keep"))
@@ -341,7 +343,7 @@ def cheapest_stretch(
                 row, moves = [best[0]], [best[1]]
         cost.append(row)
         move.append(moves)
-    vertex, place, steps, run = count, wanted, Counter[str](), []
+    vertex, place, steps, run = count, places, Counter[str](), []
     while vertex or place:
         step = move[vertex][place]
         if step == "keep":
@@ -355,7 +357,7 @@ def cheapest_stretch(
 
 
 class _LoopEdits:
-    """Loops of a shown and of a true outline, and what is done to the shown ones."""
+    """Loops of a shown and of a true outline, and the edits of the shown ones."""
 
     def __init__(
         self, shown: Sequence[np.ndarray], target: Sequence[np.ndarray], shape_hw: tuple[int, ...], good: GoodOutline
@@ -363,47 +365,47 @@ class _LoopEdits:
         self._shape_hw, self._good, self.kept_px = shape_hw, good, good.distance_px
         partners = _partners(shown, target, shape_hw)
         self._pairs = [_Pair(target[number], shown[partner]) for number, partner in partners.items()]
-        self._added = [loop for number, loop in enumerate(target) if number not in partners]
-        self._removed = [loop for number, loop in enumerate(shown) if number not in partners.values()]
+        self._added_loops = [loop for number, loop in enumerate(target) if number not in partners]
+        self._removed_loops = [loop for number, loop in enumerate(shown) if number not in partners.values()]
         #: Units of work: the zones of each pair, then the loops to be added, then those to be removed.
         self._sizes = [len(pair.target_px) for pair in self._pairs]
-        self.is_wrong = np.zeros(sum(self._sizes) + len(self._added) + len(self._removed), dtype=np.bool_)
+        self.is_wrong = np.zeros(sum(self._sizes) + len(self._added_loops) + len(self._removed_loops), dtype=np.bool_)
         points, units, begin = list[np.ndarray](), list[np.ndarray](), 0
         for pair in self._pairs:
-            sampled, owner = _sampled(pair.target_px)
-            points, units = [*points, sampled], [*units, owner + begin]
+            points_px, owner = _sampled(pair.target_px)
+            points, units = [*points, points_px], [*units, owner + begin]
             begin += len(pair.target_px)
-        for loop in (*self._added, *self._removed):
-            sampled = _sampled(loop)[0]
-            points, units = [*points, sampled], [*units, np.full(len(sampled), begin)]
+        for loop in (*self._added_loops, *self._removed_loops):
+            points_px = _sampled(loop)[0]
+            points, units = [*points, points_px], [*units, np.full(len(points_px), begin)]
             begin += 1
         self._units, self._tree = np.concatenate(units), cKDTree(np.concatenate(points))
 
     def _owned(self, points_px: np.ndarray) -> np.ndarray:
-        """How many of these points (S, 2) each unit is nearest to."""
+        """Count the points (S, 2) that are nearest to each unit."""
         if not len(points_px):
             return np.zeros(len(self.is_wrong), dtype=np.int64)
         return np.bincount(self._units[self._tree.query(points_px)[1]], minlength=len(self.is_wrong))
 
     def choose(self, difference: Difference) -> bool:
-        """Put right what is too far off, then the largest errors until the IoU is reached; False if nothing is new."""
-        missing, extra = (
+        """Correct units too far off, then the largest errors until the IoU is reached; False if none is new."""
+        missing_px, extra_px = (
             self._owned(np.argwhere(pixels)[:, ::-1] + 0.5) for pixels in (difference.missing_hw, difference.extra_hw)
         )
-        chosen = (self._owned(difference.far_px) > 0) & ~self.is_wrong
-        gained, saved = np.where(self.is_wrong, 0, missing), np.where(self.is_wrong, 0, extra)
-        common, union = difference.common + gained[chosen].sum(), difference.union - saved[chosen].sum()
-        for unit in np.argsort(-(gained + saved), kind="stable"):
-            if common >= self._good.iou * union or not gained[unit] + saved[unit]:
+        units = (self._owned(difference.far_px) > 0) & ~self.is_wrong
+        gained_px, saved_px = np.where(self.is_wrong, 0, missing_px), np.where(self.is_wrong, 0, extra_px)
+        common, union = difference.common + gained_px[units].sum(), difference.union - saved_px[units].sum()
+        for unit in np.argsort(-(gained_px + saved_px), kind="stable"):
+            if common >= self._good.iou * union or not gained_px[unit] + saved_px[unit]:
                 break
-            if not chosen[unit]:
-                chosen[unit] = True
-                common, union = common + gained[unit], union - saved[unit]
-        self.is_wrong |= chosen
-        return bool(chosen.any())
+            if not units[unit]:
+                units[unit] = True
+                common, union = common + gained_px[unit], union - saved_px[unit]
+        self.is_wrong |= units
+        return bool(units.any())
 
     def grow(self) -> bool:
-        """Also put right what is beside what is put right already; False if that is everything."""
+        """Correct the neighbours of corrected zones, too; False if all are corrected already."""
         if self.is_wrong.all():
             return False
         begin = 0
@@ -416,14 +418,14 @@ class _LoopEdits:
         return True
 
     def _stretches(self) -> list[tuple[list[np.ndarray], Counter[str]]]:
-        """Each loop as it becomes, in stretches, and its steps."""
+        """Each loop after editing, in stretches, and its steps."""
         results, begin = [], 0
         for pair, size in zip(self._pairs, self._sizes, strict=True):
             pair.is_wrong = self.is_wrong[begin : begin + size]
             begin += size
             runs = pair.stretches(self.kept_px, self._good)
             results.append(([run for run, _ in runs], sum((steps for _, steps in runs), Counter[str]())))
-        for loops, step, is_there in ((self._added, "add", True), (self._removed, "remove", False)):
+        for loops, step, is_there in ((self._added_loops, "add", True), (self._removed_loops, "remove", False)):
             for loop in loops:
                 is_changed = bool(self.is_wrong[begin])
                 begin += 1
@@ -437,11 +439,11 @@ class _LoopEdits:
 
     @property
     def actions(self) -> int:
-        """What the steps come to."""
+        """Number of actions of the steps."""
         return actions_of(self.steps())
 
     def result_hw(self) -> np.ndarray:
-        """Bool, H x W, of the outline after the steps."""
+        """Mask (bool, H x W) of the outline after the steps."""
         rings = [np.concatenate(runs) for runs, _ in self._stretches() if runs]
         return _filled([ring for ring in rings if len(ring) > 2], self._shape_hw)
 

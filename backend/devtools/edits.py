@@ -1,4 +1,4 @@
-"""A simulated annotator: what it takes by hand to bring predicted regions to the truth in Label Studio's editor.
+"""A simulated annotator: the actions that correct predicted regions to the truth in Label Studio's editor.
 
 Every true object shall end as one region, with its label, whose outline is *good*: IoU with the truth of at least 0.95
 and no point of either outline farther than 3 px from the other one. The annotator has the editor's actions:
@@ -20,14 +20,14 @@ think 1.35, once an object where a decision is needed.
 Which region becomes which object, and whether it is edited or deleted and drawn anew, is chosen so that the sum of
 actions is least. An outline is edited at the vertices of the truth: first those near which a point of either outline is
 too far off, then others, the largest error first, until the IoU is reached (`edit_plan`). Each plan is carried out:
-what it ends with is rasterised, and put right further until it is good.
+its outline is rasterised, and corrected further until it is good.
 
 That annotator is literal: every speck of the truth is drawn, corner by corner of its pixels, and vertices are dragged
-from nearby only. A *practised* one (`GoodOutline.practised`) has the same actions and seconds, and knows better:
+from nearby only. A *practised* one (`GoodOutline.practised`) has the same actions and seconds, and works better:
 
     - Parts and holes of the truth smaller than 16 px are neither drawn nor deleted.
     - Vertices are clicked anywhere, not on corners of pixels: the fewest of both that make the outline good.
-    - Where a stretch is put right, the vertices that are there are dragged, from however far, before any is added.
+    - Where a stretch is corrected, existing vertices are dragged, from however far, before any is added.
 
 Shapes: H, W image size; N, M vertices.
 """
@@ -48,7 +48,7 @@ from model.instance import iou_matrix, window_of
 
 #: Only regions that overlap an object at least this much are tried as its start.
 _LEAST_IOU = 0.1
-#: Smaller parts and holes of the truth are nobody's work for a practised annotator.
+#: A practised annotator ignores smaller parts and holes of the truth.
 CRUMB_PX = 16.0
 
 
@@ -105,16 +105,16 @@ class Edits:
 
     @property
     def actions(self) -> int:
-        """Of the hand, on all images."""
+        """Number of actions on all images."""
         return actions_of(self.steps)
 
     @property
     def seconds(self) -> float:
-        """By the action table."""
+        """Seconds of all steps by the action table."""
         return sum(STEPS[step][1] * count for step, count in self.steps.items())
 
     def as_dict(self) -> dict[str, Any]:
-        """Sums and the figures an object; plain types."""
+        """Sums, and figures per object; plain types, for JSON."""
         objects = max(self.objects, 1)
         return {
             **asdict(self),
@@ -130,51 +130,53 @@ class Edits:
         }
 
     def add(
-        self, shown: Sequence[EditableObject], truth: Sequence[EditableObject], good: GoodOutline | None = None
+        self, regions: Sequence[EditableObject], truth: Sequence[EditableObject], good: GoodOutline | None = None
     ) -> None:
         """Correct the regions of one image to its true objects, and count."""
         good = good or GoodOutline()
         self.images += 1
         self.objects += len(truth)
-        self.regions += len(shown)
-        self.vertices += sum(len(region.vertices_px) for region in shown)
-        self.parts += sum(_part_count(region.mask_hw) for region in shown)
-        self.true_parts += sum(_part_count(drawn.mask_hw) for drawn in truth)
-        masks_hw = [region.mask_hw for region in shown]
+        self.regions += len(regions)
+        self.vertices += sum(len(region.vertices_px) for region in regions)
+        self.parts += sum(_part_count(region.mask_hw) for region in regions)
+        self.true_parts += sum(_part_count(target.mask_hw) for target in truth)
+        masks_hw = [region.mask_hw for region in regions]
         self.doubles += int(np.count_nonzero(np.triu(iou_matrix(masks_hw, masks_hw), 1) > good.double_iou))
-        partners, plans = _cheapest_partners(shown, truth, good)
-        burdened = self._delete(shown, truth, set(range(len(shown))) - set(partners.values()))
-        for number, drawn in enumerate(truth):
+        partners, plans = _cheapest_partners(regions, truth, good)
+        covered_indices = self._delete(regions, truth, set(range(len(regions))) - set(partners.values()))
+        for number, target in enumerate(truth):
             region = partners.get(number)
             if region is None:
                 self.misses += 1
-                self.not_good += not drawn.is_drawn_good
-                self.steps += _drawing(drawn)
+                self.not_good += not target.is_drawn_good
+                self.steps += _drawing(target)
                 continue
             plan = plans[number, region]
-            sides = _sides(drawn.mask_hw)
+            sides = _sides(target.mask_hw)
             self.border += bool(sides)
-            self.border_reached += bool(sides) and sides <= _sides(shown[region].mask_hw)
+            self.border_reached += bool(sides) and sides <= _sides(regions[region].mask_hw)
             self.steps += plan.steps
             self.redrawn += plan.is_redrawn
             self.not_good += not plan.ends_good
-            self.untouched += not plan.steps and number not in burdened
+            self.untouched += not plan.steps and number not in covered_indices
 
-    def _delete(self, shown: Sequence[EditableObject], truth: Sequence[EditableObject], leftover: set[int]) -> set[int]:
-        """Delete regions; the true objects that these lay on."""
-        burdened = set()
+    def _delete(
+        self, regions: Sequence[EditableObject], truth: Sequence[EditableObject], leftover: set[int]
+    ) -> set[int]:
+        """Delete the leftover regions; indices of the true objects that they covered."""
+        covered = set()
         for number in leftover:
             self.steps["delete"] += 1
             self.false += 1
-            area = np.count_nonzero(shown[number].mask_hw)
-            for index, drawn in enumerate(truth):
-                if 2 * np.count_nonzero(shown[number].mask_hw & drawn.mask_hw) > area:
-                    burdened.add(index)
-        return burdened
+            area = np.count_nonzero(regions[number].mask_hw)
+            for index, target in enumerate(truth):
+                if 2 * np.count_nonzero(regions[number].mask_hw & target.mask_hw) > area:
+                    covered.add(index)
+        return covered
 
 
 def _part_count(mask_hw: np.ndarray) -> int:
-    """Areas that are connected by sides or corners."""
+    """Number of areas that are connected by sides or corners."""
     return int(ndimage.label(mask_hw, np.ones((3, 3)))[1])
 
 
@@ -197,50 +199,50 @@ class _Plan:
 
 
 def _cheapest_partners(
-    shown: Sequence[EditableObject], truth: Sequence[EditableObject], good: GoodOutline
+    regions: Sequence[EditableObject], truth: Sequence[EditableObject], good: GoodOutline
 ) -> tuple[dict[int, int], dict[tuple[int, int], _Plan]]:
-    """The region that each object starts from, if any, and what is to be done to it."""
+    """The region that each object starts from, if any, and the plan for each pair."""
     plans: dict[tuple[int, int], _Plan] = {}
-    if not shown or not truth:
+    if not regions or not truth:
         return {}, plans
     delete = STEPS["delete"][0]
-    overlap = iou_matrix([drawn.mask_hw for drawn in truth], [region.mask_hw for region in shown])
-    saved = np.zeros_like(overlap)
+    overlap = iou_matrix([target.mask_hw for target in truth], [region.mask_hw for region in regions])
+    saved_actions = np.zeros_like(overlap)
     for index, number in np.argwhere(overlap >= _LEAST_IOU).tolist():
-        drawn = truth[index]
-        plan = plans[index, number] = _plan(shown[number], drawn, good)
-        anew = _Plan(_drawing(drawn)).actions + delete
-        # Of equal costs, the region that overlaps more: a person does not choose at random.
-        saved[index, number] = anew - plan.actions + 1e-6 + 1e-3 * overlap[index, number]
-    rows, columns = linear_sum_assignment(-saved)
+        target = truth[index]
+        plan = plans[index, number] = _plan(regions[number], target, good)
+        redraw_actions = _Plan(_drawing(target)).actions + delete
+        # Of equal costs, a person chooses the region that overlaps more.
+        saved_actions[index, number] = redraw_actions - plan.actions + 1e-6 + 1e-3 * overlap[index, number]
+    rows, columns = linear_sum_assignment(-saved_actions)
     pairs = zip(rows.tolist(), columns.tolist(), strict=True)
-    return {index: number for index, number in pairs if saved[index, number] > 0}, plans
+    return {index: number for index, number in pairs if saved_actions[index, number] > 0}, plans
 
 
-def _drawing(drawn: EditableObject) -> Counter[str]:
-    return Counter({"draw": 1, "click": len(drawn.vertices_px) + 1})
+def _drawing(target: EditableObject) -> Counter[str]:
+    return Counter({"draw": 1, "click": len(target.vertices_px) + 1})
 
 
-def _plan(region: EditableObject, drawn: EditableObject, good: GoodOutline) -> _Plan:
+def _plan(region: EditableObject, target: EditableObject, good: GoodOutline) -> _Plan:
     steps: Counter[str] = Counter()
-    if region.label != drawn.label:
+    if region.label != target.label:
         steps["relabel"] = 1
-    anew = _drawing(drawn) + Counter({"delete": 1})
-    edited = _edited(region, drawn, good, actions_of(anew))
-    steps += edited.steps
-    if not edited.ends_good or _Plan(anew).actions < _Plan(steps).actions:
-        return _Plan(anew, is_redrawn=True, ends_good=drawn.is_drawn_good)
+    redrawing = _drawing(target) + Counter({"delete": 1})
+    plan = _edited(region, target, good, actions_of(redrawing))
+    steps += plan.steps
+    if not plan.ends_good or _Plan(redrawing).actions < _Plan(steps).actions:
+        return _Plan(redrawing, is_redrawn=True, ends_good=target.is_drawn_good)
     return _Plan(steps)
 
 
-def _edited(region: EditableObject, drawn: EditableObject, good: GoodOutline, most_actions: int) -> VertexPlan:
-    """How a region's outline is made good, planned in a window of the image."""
-    window = window_of(region.mask_hw | drawn.mask_hw, int(good.distance_px) + 3)
+def _edited(region: EditableObject, target: EditableObject, good: GoodOutline, most_actions: int) -> VertexPlan:
+    """Plan in a window of the image how a region's outline is made good."""
+    window = window_of(region.mask_hw | target.mask_hw, int(good.distance_px) + 3)
     offset = [window[1].start, window[0].start]
-    ignored_hw = None if drawn.ignored_hw is None else drawn.ignored_hw[window]
-    target_hw = drawn.mask_hw[window]
+    ignored_hw = None if target.ignored_hw is None else target.ignored_hw[window]
+    target_hw = target.mask_hw[window]
     if good.accepts(target_hw, region.mask_hw[window], ignored_hw):
         return VertexPlan(Counter(), ends_good=True)
     return plan_vertices(
-        region.vertices_px - offset, drawn.vertices_px - offset, target_hw, good, ignored_hw, most_actions=most_actions
+        region.vertices_px - offset, target.vertices_px - offset, target_hw, good, ignored_hw, most_actions=most_actions
     )

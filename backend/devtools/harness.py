@@ -265,8 +265,8 @@ class ServiceHarness:
         return fresh
 
     def _free_link(self) -> Link | None:
-        taken = [self._link_of.get(worker.pid) for worker in self.workers]
-        return next((link for link in self.links[1:] if link not in taken), None)
+        used_links = [self._link_of.get(worker.pid) for worker in self.workers]
+        return next((link for link in self.links[1:] if link not in used_links), None)
 
     def _on_clock(self, *module: str) -> list[str]:
         clock = ("backend.devtools.breakable", str(self.clock.file)) if self.clock else ()
@@ -335,18 +335,18 @@ class ServiceHarness:
         variables: Mapping[str, str] = {},
         link: Link | None = None,
     ) -> Process:
-        ours = {PREFIX + name.upper(): value for name, value in self.settings.items()}
-        given = {
+        options = {PREFIX + name.upper(): value for name, value in self.settings.items()}
+        fixed = {
             "REDIS_URL": self.queue_server.url_at("127.0.0.1", link.port) if link else self.queue_server.url,
             "MODEL": str(self.model),
             "HOST": self.hosts.api,
             "PORT": str(self.port),
         }
-        strangers = {"LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY", f"{PREFIX}LABEL_STUDIO_URL"}
-        environment = {name: value for name, value in os.environ.items() if name not in strangers}
+        hidden_names = {"LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY", f"{PREFIX}LABEL_STUDIO_URL"}
+        environment = {name: value for name, value in os.environ.items() if name not in hidden_names}
         process = subprocess.Popen(
             command,
-            env={**environment, **ours, **{PREFIX + n: v for n, v in given.items()}, **dict(variables)},
+            env={**environment, **options, **{PREFIX + n: v for n, v in fixed.items()}, **dict(variables)},
             stdin=subprocess.PIPE if standard_input else subprocess.DEVNULL,
             # Children are heard on standard error, whatever a test has put in the place of sys.stderr.
             stdout=subprocess.DEVNULL if standard_input else 2,
@@ -361,6 +361,6 @@ class ServiceHarness:
 def label_config(labels: Sequence[str], threshold: float | None = None) -> str:
     """A label configuration with a polygon label a class; `threshold`: lowest score that is asked for."""
     tags = "".join(f"<Label value={quoteattr(label)}/>" for label in labels)
-    wish = "" if threshold is None else f' model_score_threshold="{threshold:g}"'
-    polygons = f'<PolygonLabels name="poly" toName="image"{wish}>{tags}</PolygonLabels>'
+    attribute = "" if threshold is None else f' model_score_threshold="{threshold:g}"'
+    polygons = f'<PolygonLabels name="poly" toName="image"{attribute}>{tags}</PolygonLabels>'
     return f'<View><Image name="image" value="$image"/>{polygons}</View>'

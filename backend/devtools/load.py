@@ -265,18 +265,18 @@ class ServedModelRun:
         """Another version takes the model's place: seconds of the first task it predicts, and of the one after."""
         assert self.model
         update_metadata(self.model, {"version": f"{read_served_model(self.model).version}-next"})
-        taken: list[float] = []
+        durations_s: list[float] = []
         for number in (700_000, 700_001):
             begun = time.perf_counter()
             self._ask(number, self.images[:1])
-            taken.append(round(time.perf_counter() - begun, 2))
-        return {"first task": taken[0], "next task": taken[1]}
+            durations_s.append(round(time.perf_counter() - begun, 2))
+        return {"first task": durations_s[0], "next task": durations_s[1]}
 
-    def measured(self, act: Callable[[], object]) -> tuple[dict[str, float], dict[str, float], float]:
+    def measured(self, action: Callable[[], object]) -> tuple[dict[str, float], dict[str, float], float]:
         """Seconds of the worker's stages, of each process's processor time, and of all of it."""
         stages_s, used_s = self._stages_s(), {name: processor_s(pid) for name, pid in self.pids().items()}
         begun = time.perf_counter()
-        act()
+        action()
         seconds = time.perf_counter() - begun
         now_s = self._stages_s()
         used_s = {name: processor_s(pid) - used_s[name] for name, pid in self.pids().items()}

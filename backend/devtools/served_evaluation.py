@@ -86,21 +86,21 @@ class ServedApiClient:
         self._session.close()
 
     def versions(self) -> list[str]:
-        """The model versions it serves."""
+        """The model versions that the API serves."""
         versions = self._json("GET", "/versions").get("versions")
         if not isinstance(versions, list):
             raise ServedError(f"{self.url}/versions has no list of versions; is it the address of a transfiner API?")
         return [str(version) for version in versions]
 
     def predict(self, tasks: Sequence[Json], xml: str) -> Json:
-        """The answer for tasks, waited for: `results` in their order, and perhaps `errors`.
+        """Request tasks and wait for the answer: `results` in their order, and perhaps `errors`.
 
         Raises:
-            ServedError: no task has ended for `patience_s`, or the answer is none.
+            ServedError: no task has ended for `patience_s`, or the answer is invalid.
         """
         body = {"tasks": list(tasks), "project": "", "label_config": xml, "params": {"context": None}}
         ids = {str(task["id"]) for task in tasks}
-        most, since = 0, time.monotonic()
+        most_ended, since = 0, time.monotonic()
         while True:
             answer = self._json("POST", "/predict", body)
             results = answer.get("results")
@@ -113,12 +113,13 @@ class ServedApiClient:
                 )
             self.deferred += 1
             facts = self._json("GET", f"/jobs?limit={MOST_JOBS}")
-            ended = len({row["task"] for row in facts["jobs"] if row.get("task") in ids and row["state"] in FINAL})
-            if ended > most:
-                most, since = ended, time.monotonic()
+            rows = [row for row in facts["jobs"] if row.get("task") in ids and row["state"] in FINAL]
+            ended_count = len({row["task"] for row in rows})
+            if ended_count > most_ended:
+                most_ended, since = ended_count, time.monotonic()
             if time.monotonic() - since > self.patience_s:
                 raise ServedError(
-                    f"no task has ended for {self.patience_s:.0f} s: {ended} of {len(tasks)} have, "
+                    f"no task has ended for {self.patience_s:.0f} s: {ended_count} of {len(tasks)} have, "
                     f"{len(facts['workers'])} workers are alive, waiting: {facts['waiting']}; "
                     "start a worker with `transfiner worker`"
                 )
@@ -148,10 +149,10 @@ class ServedApiClient:
 
 @dataclass
 class Served:
-    """What came back for a set.
+    """The answers of an API for a set.
 
     Attributes:
-        truth: of the set.
+        truth: annotations of the set.
         results: COCO results.
         regions: how many were read. skipped: regions that are no object, by reason.
         failed: task ids by reason (with its hint).
@@ -170,66 +171,66 @@ class Served:
     seconds: float = 0.0
 
     def add(self, image_id: int, size_hw: tuple[int, int], prediction: Mapping[str, Any]) -> None:
-        """Take in the prediction of one task, for an image of this size."""
+        """Add the prediction of one task, for an image of this size."""
         self.versions[str(prediction.get("model_version"))] += 1
         regions = prediction.get("result") or []
         self.answers[image_id] = (size_hw, regions)
         self.regions += len(regions)
         try:
-            decoded = regions_to_objects(regions, width=size_hw[1], height=size_hw[0])
+            reading = regions_to_objects(regions, width=size_hw[1], height=size_hw[0])
         except AnnotationError as error:
             self.skipped[str(error)] += len(regions)
             return
-        self.skipped.update(reason for _, reason in decoded.skipped)
-        for drawn in decoded.objects:
-            if drawn.label not in self.truth.class_names:
-                self.skipped[f"label {drawn.label!r} is no class of the set"] += 1
-            elif drawn.score is None:
+        self.skipped.update(reason for _, reason in reading.skipped)
+        for item in reading.objects:
+            if item.label not in self.truth.class_names:
+                self.skipped[f"label {item.label!r} is no class of the set"] += 1
+            elif item.score is None:
                 self.skipped["it has no score"] += 1
             else:
-                number = self.truth.class_names.index(drawn.label)
-                self.results += coco_results(image_id, [drawn.mask_hw], [drawn.score], [number])
+                number = self.truth.class_names.index(item.label)
+                self.results += coco_results(image_id, [item.mask_hw], [item.score], [number])
 
 
 def predict_set(
     api: ServedApiClient, samples: AnySet, threshold: float, version: str | None, progress: Callable[[int], object]
 ) -> Served:
-    """Send every image of a set to a running API and read what comes back.
+    """Send every image of a set to a running API and read its answers.
 
     Args:
-        threshold: lowest score that is asked for.
+        threshold: lowest score that is requested.
         version: that the API must serve (of the weights whose raw masks it is compared with); None: any.
         progress: called with how many more images are done.
 
     Raises:
-        ServedError: the API cannot be asked, or serves another version.
+        ServedError: the API does not answer, or serves another version.
     """
-    known = api.versions()
-    if version is not None and version not in known:
+    versions = api.versions()
+    if version is not None and version not in versions:
         raise ServedError(
-            f"{api.url} serves {', '.join(known) or 'no model'}, --weights is {version}; give the weights that it "
+            f"{api.url} serves {', '.join(versions) or 'no model'}, --weights is {version}; give the weights that it "
             "serves, or start it with TRANSFINER_MODEL set to these"
         )
     xml = label_config(samples.class_names, threshold)
     outcome = Served(TruthBuilder(samples.class_names))
     began_s = time.monotonic()
-    for asked in _requests(samples, secrets.token_hex(4), outcome.truth):
-        answer = api.predict([task for task, _ in asked], xml)
+    for batch in _requests(samples, secrets.token_hex(4), outcome.truth):
+        answer = api.predict([task for task, _ in batch], xml)
         errors = {str(error.get("task")): error for error in answer.get("errors") or []}
-        for (task, image), prediction in zip(asked, answer["results"], strict=True):
+        for (task, image), prediction in zip(batch, answer["results"], strict=True):
             if isinstance(prediction, dict):
                 outcome.add(image["id"], (image["height"], image["width"]), prediction)
             else:
                 error = errors.get(task["id"], {"error": "the API gave no reason"})
                 reason = f"{error.get('error')} {error.get('hint') or ''}".strip()
                 outcome.failed.setdefault(reason, []).append(task["id"])
-        progress(len(asked))
+        progress(len(batch))
     outcome.deferred, outcome.seconds = api.deferred, time.monotonic() - began_s
     return outcome
 
 
 def _requests(samples: AnySet, run: str, truth: TruthBuilder) -> Iterator[list[tuple[Json, Json]]]:
-    """Tasks with their images' records, by request.
+    """Yield the tasks of each request with their images' records.
 
     Their ids are no numbers, so that nothing is ever pushed into a Label Studio for them.
     """
@@ -281,7 +282,7 @@ def measure_metrics(truth: COCO, results: Sequence[Json], ratio: float) -> Metri
 
 
 def detections_above(results: Sequence[Json], threshold: float) -> list[Json]:
-    """Those whose score reaches the threshold, as the API chooses them."""
+    """Keep results whose score reaches the threshold, as the API does."""
     return [result for result in results if result["score"] >= threshold]
 
 
@@ -331,16 +332,16 @@ def ap_cells(metrics: Metrics, digits: str) -> str:
 
 
 def evaluate_served(
-    url: str, samples: AnySet, name: str, weights: Path | None, threshold: float, *, ratio: float, **how: Any
+    url: str, samples: AnySet, name: str, weights: Path | None, threshold: float, *, ratio: float, **options: Any
 ) -> Json:
     """The outcome as JSON; see `score_served`.
 
     Args:
-        weights: of the model whose raw masks are compared; None: only what is served is scored.
+        weights: of the model whose raw masks are compared; None: only the served ones are scored.
         how: of `evaluate_checkpoint`.
     """
     served = _predict(url, samples, threshold, str(read_metadata(weights)["version"]) if weights else None)
-    raw = _raw(samples, name, weights, ratio=ratio, **how) if weights else None
+    raw = _raw(samples, name, weights, ratio=ratio, **options) if weights else None
     outcome: Json = {"set": name, "weights": str(weights) if weights else None, "url": url}
     outcome |= score_served(served, raw, threshold=threshold, ratio=ratio)
     if served.failed and not served.versions:
@@ -349,7 +350,7 @@ def evaluate_served(
 
 
 def _predict(url: str, samples: AnySet, threshold: float, version: str | None) -> Served:
-    """Ask for every image, with a progress bar."""
+    """Predict every image through the API, with a progress bar."""
     with (
         closing(ServedApiClient(url)) as api,
         click.progressbar(length=len(samples), label=f"asking {url}", file=sys.stderr) as bar,
@@ -357,7 +358,7 @@ def _predict(url: str, samples: AnySet, threshold: float, version: str | None) -
         return predict_set(api, samples, threshold, version, bar.update)
 
 
-def _raw(samples: AnySet, name: str, weights: Path, **how: Any) -> list[Json]:
+def _raw(samples: AnySet, name: str, weights: Path, **options: Any) -> list[Json]:
     """COCO results of the model's own masks."""
     from training.evaluation.run import evaluate_checkpoint
 
@@ -368,12 +369,12 @@ def _raw(samples: AnySet, name: str, weights: Path, **how: Any) -> list[Json]:
         results.extend(coco_results(sample.image_id, masks, instances.scores.numpy(), instances.pred_classes.numpy()))
 
     with click.progressbar(length=len(samples), label=f"raw masks of {name}", file=sys.stderr) as bar:
-        evaluate_checkpoint(weights, samples, observe=observe, progress=lambda _: bar.update(1), **how)
+        evaluate_checkpoint(weights, samples, observe=observe, progress=lambda _: bar.update(1), **options)
     return results
 
 
 def evaluate_served_edits(url: str, samples: AnySet, name: str, good: GoodOutline, shown_from: float) -> Json:
-    """What it takes by hand to correct the regions that a running API serves for a set."""
+    """Measure the edits that correct the regions that a running API serves for a set."""
     from backend.devtools.simulated_edits import SERVED, Corrections, shown_regions
 
     answers = _predict(url, samples, shown_from, None).answers

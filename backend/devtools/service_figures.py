@@ -1,4 +1,4 @@
-"""What `transfiner load` measures on request: memory of each process (`--memory`), latency of prompts (`--prompts`)."""
+"""Optional measurements of `transfiner load`: memory of each process (`--memory`), latency of prompts (`--prompts`)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PAGES = ("/status", "/jobs")
 
 
 def memory_mib(pid: int, field: str = "VmRSS") -> float:
-    """Resident memory of a process; with VmHWM the most that it had."""
+    """Resident memory of a process; with VmHWM its peak."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return round(int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024, 1)
 
@@ -59,15 +59,15 @@ def memory_table(model: Path | None, tasks: int) -> list[Json]:
     """Peak resident memory in MiB of API, worker and queue server for each case, and how long pages take.
 
     Args:
-        model: of the worker that gets large images; None: a stub. The other workers have a stub always: their images
-            are tiny, since what is measured is what tasks and labels take.
+        model: of the worker that gets large images; None: a stub. The other workers always have a stub and tiny
+            images, since only the memory of tasks and labels is measured.
         tasks: of each request.
     """
     return [*(_of_labels(count, tasks) for count in LABELS), _of_large_images(model), large_bodies_row()]
 
 
 def _of_labels(count: int, tasks: int) -> Json:
-    """One request is computed and pushed, then others wait without any worker."""
+    """Measure memory with `count` labels: one request is computed and pushed, then others wait without any worker."""
     labels = ("thing", *(f"label number {number}" for number in range(count - 1)))
     prompts = str(SHIPPED_PROMPT_MODEL)
     with ServiceHarness(predict_deadline_s="2", max_batch="64", worker_lost_s="60", prompt_model=prompts) as service:
@@ -89,7 +89,7 @@ def _of_labels(count: int, tasks: int) -> Json:
 
 
 def _page_ms(service: ServiceHarness, path: str) -> float:
-    """Median time until a page is there, in ms."""
+    """Median time to load a page, in ms."""
     answers = [requests.get(service.address + path, timeout=60) for _ in range(PAGE_REQUESTS)]
     for answer in answers:
         answer.raise_for_status()
@@ -97,7 +97,7 @@ def _page_ms(service: ServiceHarness, path: str) -> float:
 
 
 def large_bodies_row() -> Json:
-    """Clients that send as much as is taken at the same moment: an image inside a task, and lists of empty lists."""
+    """Measure memory while clients send the largest bodies at once: an image in a task, and lists of empty lists."""
     image = json.dumps({"tasks": [{"id": 1, "data": {"image": "x" * BODY_BYTES}}], "project": PROJECT})
     lists = json.dumps({"tasks": [{"id": 1, "data": {"image": "x", "a": [[]] * (BODY_BYTES // 4)}}]})
     bodies = [image.encode(), lists.encode()] * (LARGE_BODIES // 2)
@@ -115,7 +115,7 @@ def large_bodies_row() -> Json:
 
 
 def _of_large_images(model: Path | None) -> Json:
-    """JPEGs of 40 MP with soft noise, so that there is something to decode."""
+    """Measure memory with JPEGs of 40 MP; soft noise makes the decoder work."""
     noise = np.random.default_rng(0).integers(0, 255, (LARGE_PX[1] // 20, LARGE_PX[0] // 20, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).resize(LARGE_PX).save(file, "JPEG", quality=85)
@@ -148,12 +148,12 @@ REFILL_S = 0.05
 
 
 def measure_prompts(model: Path, images: int, batch_tasks: int, max_batch: int) -> Json:
-    """Milliseconds of first and later prompts, idle and beside a batch; memory of each process.
+    """Measure milliseconds of first and later prompts, idle and beside a batch; memory of each process.
 
     A prompt is one request to /predict, from sending it to its answer: a box first, then clicks on the same image.
 
     Args:
-        batch_tasks: waiting tasks, at least two batches; kept so for as long as prompts are measured.
+        batch_tasks: waiting tasks, at least two batches; refilled while prompts are measured.
     """
     labels = (LABEL, *read_served_model(model).labels)
     settings: Json = {
@@ -180,7 +180,7 @@ def measure_prompts(model: Path, images: int, batch_tasks: int, max_batch: int) 
 
 
 def _serve_scene(service: ServiceHarness, number: int) -> str:
-    """The address of a generated scene as a JPEG."""
+    """Serve a generated scene as a JPEG; its address."""
     file = io.BytesIO()
     scene = Image.fromarray(generate_scene(scene_seed("demo", number)).image)
     scene.resize(PROMPTED_PX, Image.Resampling.BILINEAR).save(file, "JPEG", quality=90)
@@ -192,29 +192,29 @@ def _serve_scene(service: ServiceHarness, number: int) -> str:
 def _batch_kept_going(
     service: ServiceHarness, labels: tuple[str, ...], addresses: list[str], level: int
 ) -> Iterator[list[int]]:
-    """While inside, `level` tasks wait: new ones are asked for as they are taken. Gives how many waited or ran, often.
+    """Keep `level` tasks waiting inside the `with` block; yields samples of the number that waited or ran.
 
     Raises:
-        requests.RequestException: tasks could not be asked for.
+        requests.RequestException: tasks could not be requested.
     """
     stop, numbers, counts = threading.Event(), itertools.count(300_000), list[int]()
 
     def refill() -> None:
         while not stop.is_set():
-            missing = level - _waiting(service)
-            if missing > level // 2:
-                service.predict({next(numbers): addresses[n % len(addresses)] for n in range(missing)}, labels)
+            missing_count = level - _waiting(service)
+            if missing_count > level // 2:
+                service.predict({next(numbers): addresses[n % len(addresses)] for n in range(missing_count)}, labels)
             counts.append(_waiting(service) + _running(service))
             stop.wait(REFILL_S)
 
     with ThreadPoolExecutor(1) as pool:
-        refilling = pool.submit(refill)
+        refill_job = pool.submit(refill)
         try:
-            wait_until(lambda: counts or refilling.done(), "A batch", GIVE_UP_S)
+            wait_until(lambda: counts or refill_job.done(), "A batch", GIVE_UP_S)
             yield counts
         finally:
             stop.set()
-        refilling.result()
+        refill_job.result()
 
 
 def _waiting(service: ServiceHarness) -> int:
@@ -232,14 +232,14 @@ def _prompts(service: ServiceHarness, labels: tuple[str, ...], addresses: list[s
     seconds = [
         _prompt_image(service, labels, address, first_id + number, rng) for number, address in enumerate(addresses)
     ]
-    later = [each for of_image in seconds for each in of_image[1:]]
+    later = [duration for of_image in seconds for duration in of_image[1:]]
     return {**in_ms([of_image[0] for of_image in seconds], "first"), **in_ms(later, "later")}
 
 
 def _prompt_image(
     service: ServiceHarness, labels: tuple[str, ...], address: str, task: int, rng: random.Random
 ) -> list[float]:
-    """Seconds of each prompt: a box, then a click more each time."""
+    """Measure the seconds of each prompt: a box, then one more click each time."""
     bounds = {"x": (0, 60), "y": (0, 60), "width": (15, 40), "height": (15, 40)}
     box = {side: rng.uniform(*limits) for side, limits in bounds.items()}
     regions: list[Json] = [{"id": "box", "type": "rectanglelabels", "value": {**box, "rectanglelabels": [LABEL]}}]
@@ -251,5 +251,5 @@ def _prompt_image(
         place: Json = {"x": box["x"] + box["width"] * rng.random(), "y": box["y"] + box["height"] * rng.random()}
         point: Json = {"id": f"point-{number}", "type": "keypointlabels", "is_positive": number % 2 == 0}
         regions.append({**point, "value": {**place, "width": 0.2, "keypointlabels": [LABEL]}})
-        time.sleep(rng.uniform(0.1, 0.4))  # a person needs a moment, and batches come and go meanwhile
+        time.sleep(rng.uniform(0.1, 0.4))  # as a person pauses, so that batches begin and end meanwhile
     return seconds

@@ -1,4 +1,4 @@
-"""`transfiner evaluate --edits`: what shown regions cost an annotator, beside other ways to draw the same masks.
+"""`transfiner evaluate --edits`: the annotator's cost of shown regions, beside other ways to draw the same masks.
 
 The table of actions and the rules are in `backend.devtools.edits`. Shapes: H, W image size; N vertices.
 """
@@ -40,7 +40,7 @@ SERVED, BEFORE, OPENCV = "as served", "part by part, pixel edges", "OpenCV conto
 
 
 def drawers(classes: Sequence[str], shown_from: float) -> dict[str, Drawer]:
-    """The ways to draw that are compared; OpenCV's only where it is installed."""
+    """Functions that draw regions in the compared ways; OpenCV's only where it is installed."""
     config = parse_label_config(label_config(classes))
 
     def drawer(output: Output) -> Drawer:
@@ -55,8 +55,8 @@ def drawers(classes: Sequence[str], shown_from: float) -> dict[str, Drawer]:
         return draw
 
     def draw_with_opencv(instances: Sequence[Instance], height: int, width: int) -> list[EditableObject]:
-        shown = [instance for instance in instances if instance.score >= shown_from]
-        polygons = [(i.label, polygon) for i in shown for polygon in opencv(i.mask_hw, PART_BY_PART.tolerance_px)]
+        visible = [instance for instance in instances if instance.score >= shown_from]
+        polygons = [(i.label, polygon) for i in visible for polygon in opencv(i.mask_hw, PART_BY_PART.tolerance_px)]
         rings = [(label, polygon.exterior) for label, polygon in polygons if len(polygon.exterior) > 2]
         regions = [_region(label, ring, height, width) for label, ring in rings]
         return [region for region in regions if region.mask_hw.any()]
@@ -87,19 +87,19 @@ def opencv(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:
 
 
 def shown_regions(result: Sequence[Mapping[str, Any]], height: int, width: int) -> list[EditableObject]:
-    """Each region of a prediction by itself, as Label Studio counts them."""
+    """Read each region of a prediction as an object of its own, as Label Studio counts them."""
     by_id: dict[str, list[Json]] = {}
     for entry in result:
         plain = {key: value for key, value in entry.items() if key != "parentID"}
         by_id.setdefault(str(entry.get("id")), []).append(plain)
     regions = []
     for entries in by_id.values():
-        for drawn in regions_to_objects(entries, width=width, height=height).objects:
+        for item in regions_to_objects(entries, width=width, height=height).objects:
             points = next((e["value"]["points"] for e in entries if "points" in e.get("value", {})), None)
             vertices = (
-                np.array(points) * [width, height] / 100 if points else click_vertices(drawn.mask_hw, GoodOutline())
+                np.array(points) * [width, height] / 100 if points else click_vertices(item.mask_hw, GoodOutline())
             )
-            regions.append(EditableObject(drawn.label, drawn.mask_hw, vertices))
+            regions.append(EditableObject(item.label, item.mask_hw, vertices))
     return regions
 
 
@@ -108,7 +108,7 @@ def _region(label: str, ring: np.ndarray, height: int, width: int) -> EditableOb
 
 
 def click_vertices(mask_hw: np.ndarray, good: GoodOutline) -> np.ndarray:
-    """Vertices (N, 2) that a person would click for a good outline of a mask: as few as that takes."""
+    """The fewest vertices (N, 2) that a person would click for a good outline of a mask."""
     ways = (outline_mask, smooth_outline) if good.practised else (outline_mask,)
     return min((_fewest_clicks(mask_hw, way, good) for way in ways), key=len)
 
@@ -143,14 +143,14 @@ def _true_object(label: str, mask_hw: np.ndarray, good: GoodOutline) -> Editable
     return EditableObject(label, clean_hw, vertices_px, ignored_hw, good.accepts(clean_hw, drawn_hw, ignored_hw))
 
 
-def without_crowd(shown: Sequence[EditableObject], sample: Sample) -> list[EditableObject]:
-    """Regions that do not lie mostly in crowd regions: those are nobody's work."""
+def without_crowd(regions: Sequence[EditableObject], sample: Sample) -> list[EditableObject]:
+    """Leave out regions that lie mostly in crowd regions: nobody corrects those."""
     crowd_hw = sample.masks[sample.crowd].any(axis=0)
-    return [r for r in shown if 2 * np.count_nonzero(r.mask_hw & crowd_hw) <= np.count_nonzero(r.mask_hw)]
+    return [r for r in regions if 2 * np.count_nonzero(r.mask_hw & crowd_hw) <= np.count_nonzero(r.mask_hw)]
 
 
 class EqualIou:
-    """Vertices of smooth outlines beside those along pixel edges: of the same masks, at the same IoU with them."""
+    """Compares the vertices of smooth outlines with those along pixel edges, of the same masks at the same IoU."""
 
     def __init__(self, shown_from: float) -> None:
         self._shown_from = shown_from
@@ -167,8 +167,8 @@ class EqualIou:
             mask_hw = remove_crumbs(instance.mask_hw, rule)
             if not mask_hw.any():
                 continue
-            known = instance.probabilities
-            patch = (known.values, known.box_xyxy) if known else None
+            probabilities = instance.probabilities
+            patch = (probabilities.values, probabilities.box_xyxy) if probabilities else None
             self._stairs.append(_cost(outline_mask(mask_hw, tolerance_px=output.tolerance_px), mask_hw))
             for tolerance_px, figures in self._smooth.items():
                 figures.append(_cost(smooth_outline(mask_hw, patch, tolerance_px=tolerance_px), mask_hw))
@@ -196,7 +196,7 @@ def _cost(polygons: Sequence[Polygon], mask_hw: np.ndarray) -> tuple[int, float]
 
 
 class Corrections:
-    """What either annotator does to the regions of a set, by the way these are drawn."""
+    """The corrections of both annotators to the regions of a set, by the way these are drawn."""
 
     def __init__(self, good: GoodOutline, classes: Sequence[str]) -> None:
         self._good, self._classes = good, classes
@@ -204,12 +204,12 @@ class Corrections:
         self._sums: dict[str, dict[str, Edits]] = {name: {} for name in ANNOTATORS}
 
     def add(self, sample: Sample, regions: Mapping[str, Sequence[EditableObject]]) -> None:
-        """Correct what each way shows of one image."""
-        shown = {way: without_crowd(drawn, sample) for way, drawn in regions.items()}
+        """Correct the regions of one image, for each way to draw them."""
+        regions_of_way = {way: without_crowd(way_regions, sample) for way, way_regions in regions.items()}
         for name, good in self._annotators.items():
             truth = true_objects(sample, self._classes, good)
-            for way, drawn in shown.items():
-                self._sums[name].setdefault(way, Edits()).add(drawn, truth, good)
+            for way, way_regions in regions_of_way.items():
+                self._sums[name].setdefault(way, Edits()).add(way_regions, truth, good)
 
     def outcome(self, name: str, source: str, shown_from: float) -> Json:
         """The figures as JSON."""
@@ -238,7 +238,7 @@ def evaluate_edits(
     device: str,
     overrides: Sequence[str] = (),
 ) -> Json:
-    """Predict a set and correct it by hand, once for each way to draw. Returns the outcome as JSON."""
+    """Predict a set and simulate its correction, once for each way to draw. Returns the outcome as JSON."""
     from model.inference.predictor import Predictor
 
     predictor = Predictor.from_checkpoint(weights, device=device, score_threshold=shown_from / 2, overrides=overrides)
@@ -255,17 +255,17 @@ def evaluate_edits(
 
 def _predicted(predictor: Any, samples: AnySet) -> Iterable[tuple[Sample, list[Instance]]]:
     """Samples with the instances of the set's classes, a few at a time."""
-    usable = (sample for _, sample in usable_samples(samples))
-    while chosen := list(islice(usable, predictor.images_at_once)):
-        for sample, instances in zip(chosen, predictor([sample.image for sample in chosen]), strict=True):
+    samples_left = (sample for _, sample in usable_samples(samples))
+    while batch := list(islice(samples_left, predictor.images_at_once)):
+        for sample, instances in zip(batch, predictor([sample.image for sample in batch]), strict=True):
             yield sample, [instance for instance in instances if instance.label in samples.class_names]
 
 
 def edits_text(outcome: Json) -> str:
-    """The outcome for people."""
+    """Format the outcome for people."""
     good = outcome["good"]
     columns = ("actions", "seconds", "untouched", "regions", "parts", "vertices")
-    counted = ("doubles", "false", "misses", "redrawn", "not_good")
+    count_columns = ("doubles", "false", "misses", "redrawn", "not_good")
     lines = [
         f"{outcome['images']} images of {outcome['set']}, {outcome['objects']} objects, {outcome['source']}, "
         f"scores from {outcome['shown_from']:g}",
@@ -277,15 +277,15 @@ def edits_text(outcome: Json) -> str:
             f"{heading:36}"
             + "".join(f"{column:>10}" for column in columns)
             + f"{'in all:':>10}"
-            + "".join(f"{column.replace('_', ' '):>9}" for column in counted)
+            + "".join(f"{column.replace('_', ' '):>9}" for column in count_columns)
         )
-        lines += [_line(way, sums, counted) for way, sums in ways.items()]
-    served, parts = outcome["edits"][LITERAL][SERVED], outcome["edits"][PRACTISED][SERVED]["true_parts_per_object"]
+        lines += [_line(way, sums, count_columns) for way, sums in ways.items()]
+    figures, parts = outcome["edits"][LITERAL][SERVED], outcome["edits"][PRACTISED][SERVED]["true_parts_per_object"]
     lines += [
-        f"the truth has {served['true_parts_per_object']:.2f} parts an object, {parts:.2f} without crumbs; doubles are "
-        f"pairs of regions with IoU above {good['double_iou']:g}",
-        f"{served['border']} objects at the image's border have a region as served; {served['border_reached']} of these"
-        " reach it",
+        f"the truth has {figures['true_parts_per_object']:.2f} parts an object, {parts:.2f} without crumbs; doubles "
+        f"are pairs of regions with IoU above {good['double_iou']:g}",
+        f"{figures['border']} objects at the image's border have a region as served; {figures['border_reached']} of"
+        " these reach it",
     ]
     if equal := outcome.get("equal_iou"):
         lines.append(
@@ -296,7 +296,7 @@ def edits_text(outcome: Json) -> str:
     return "\n".join(lines)
 
 
-def _line(way: str, sums: Mapping[str, Any], counted: Sequence[str]) -> str:
+def _line(way: str, sums: Mapping[str, Any], count_columns: Sequence[str]) -> str:
     cells = [
         f"{sums['actions_per_object']:.2f}",
         f"{sums['seconds_per_object']:.1f}",
@@ -305,5 +305,5 @@ def _line(way: str, sums: Mapping[str, Any], counted: Sequence[str]) -> str:
         f"{sums['parts_per_object']:.2f}",
         f"{sums['vertices_per_object']:.1f}",
     ]
-    counts = [str(sums[column]) for column in counted]
+    counts = [str(sums[column]) for column in count_columns]
     return f"{way:36}" + "".join(f"{c:>10}" for c in cells) + " " * 10 + "".join(f"{c:>9}" for c in counts)

@@ -1,6 +1,6 @@
-"""The `soak` command: parts of a service are broken while tasks are asked for, one by one or at random.
+"""The `soak` command: break parts of a service, one by one or at random, while tasks are requested.
 
-Nobody asks again for what was answered, and no person helps: what was promised must be kept.
+Answered requests are not repeated and no person helps: the service must deliver every deferred prediction.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from backend.queue.keys import DEFERRED, RUNNING
 from backend.settings import load_settings
 
 CHUNK = 6
-# Pushes that are on their way get this long before anybody asks again.
+# Tasks are requested again after this time, in s, so that pushes can arrive before.
 PATIENCE_S = 3.0
 SETTLE_S = 3.0
 WIDTH_PX = 32
@@ -37,7 +37,7 @@ WIDTH_PX = 32
 
 @dataclass
 class Verdict:
-    """What became of the tasks of one fault; nothing may be lost, doubled or left without a reason."""
+    """The outcome of the tasks of one fault; none may be lost, stored twice or failed without a reason."""
 
     fault: str
     tasks: int
@@ -54,10 +54,10 @@ class Verdict:
 
 
 class Annotators:
-    """Asks for `count` tasks until each is stored or has failed with a reason; stores answers as Label Studio does.
+    """Requests `count` tasks until each is stored or has failed with a reason; stores answers as Label Studio does.
 
     Args:
-        asks_again: also for tasks that were answered and not stored; else only where the request was refused.
+        asks_again: request answered tasks again that are not stored; else only those whose request was refused.
     """
 
     def __init__(self, harness: ServiceHarness, first: int, count: int, *, asks_again: bool = True) -> None:
@@ -79,28 +79,28 @@ class Annotators:
         return self
 
     def wait(self, give_up_s: float) -> Annotators:
-        """Until every task is stored or has a reason."""
+        """Wait until every task is stored or has failed with a reason."""
         self._thread.join(give_up_s)
         self.seconds = time.monotonic() - self.begun
         return self
 
     def verdict(self, fault: str) -> Verdict:
-        """What became of the tasks; `SETTLE_S` after the wait, because copies come late."""
-        stored = self.harness.label_studio.stored()
+        """The outcome of the tasks; call it `SETTLE_S` after the wait, because copies come late."""
+        stored_counts = self.harness.label_studio.stored()
         return Verdict(
             fault,
             len(self.ids),
-            stored_once=sum(stored[number] == 1 for number in self.ids),
+            stored_once=sum(stored_counts[number] == 1 for number in self.ids),
             failed=dict(self.failed),
-            lost=[n for n in self.ids if (not stored[n] or n in self.must_fail) and not self.failed.get(n)],
-            doubled=[n for n in self.ids if stored[n] > 1],
+            lost=[n for n in self.ids if (not stored_counts[n] or n in self.must_fail) and not self.failed.get(n)],
+            doubled=[n for n in self.ids if stored_counts[n] > 1],
             seconds=round(self.seconds, 1),
             notes={"requests refused": self.refused},
         )
 
     def _open(self) -> list[int]:
-        stored = self.harness.label_studio.stored()
-        return [number for number in self.ids if not stored[number] and number not in self.failed]
+        stored_counts = self.harness.label_studio.stored()
+        return [number for number in self.ids if not stored_counts[number] and number not in self.failed]
 
     def _ask_until_done(self) -> None:
         while pending := self._open():
@@ -155,18 +155,18 @@ def kill_worker(harness: ServiceHarness, _: random.Random) -> None:
 
 
 def freeze_worker(harness: ServiceHarness, chance: random.Random) -> None:
-    """Sometimes for so long that it is thought dead."""
+    """SIGSTOP to a worker, sometimes for so long that others take over its tasks."""
     _freeze(chance.choice(harness.workers).pid, chance)
 
 
 def freeze_api(harness: ServiceHarness, chance: random.Random) -> None:
-    """With requests in flight; their claims may end meanwhile."""
+    """SIGSTOP to the API with requests in flight; their claims may end meanwhile."""
     assert harness.api
     _freeze(harness.api.pid, chance)
 
 
 def freeze_queue(harness: ServiceHarness, chance: random.Random) -> None:
-    """It answers nobody and loses nothing."""
+    """SIGSTOP to the queue server: it does not answer, and loses nothing."""
     assert harness.queue
     _freeze(harness.queue.pid, chance)
 
@@ -192,7 +192,7 @@ def restart_api(harness: ServiceHarness, _: random.Random) -> None:
 
 
 def forget_all(harness: ServiceHarness, _: random.Random) -> None:
-    """kill -9 of API and queue server, whose log is lost: only what the API has noted in its file is left."""
+    """kill -9 of API and queue server, whose log is lost: only the API's file of promises is left."""
     harness.end_api()
     harness.end_queue(forgets=True)
     harness.start_queue()
@@ -200,7 +200,7 @@ def forget_all(harness: ServiceHarness, _: random.Random) -> None:
 
 
 def step_clock(harness: ServiceHarness, chance: random.Random) -> None:
-    """All clocks of the wall are set."""
+    """Step the wall clock of all processes."""
     assert harness.clock
     with harness.connection() as connection:
         harness.clock.step(chance.choice(STEPS_S), connection)
@@ -232,13 +232,13 @@ AT_RANDOM: tuple[Action, ...] = (
 
 
 def flush_queue(harness: ServiceHarness, _: random.Random) -> None:
-    """Somebody empties the queue server."""
+    """Empty the queue server."""
     with harness.connection() as connection:
         connection.flushall()
 
 
 def stop_label_studio(harness: ServiceHarness, _: random.Random) -> None:
-    """Label Studio is away for some seconds while late predictions are pushed; the next push is stored, then "504"."""
+    """Stop Label Studio for some seconds while predictions are pushed; the next push is stored but answers 504."""
     harness.end_workers()
     harness.start_workers(2, seconds=LATE_S)
 
@@ -267,7 +267,7 @@ FAULTS = (*ACTIONS, CRASHING_TASK)
 
 
 def run_fault(harness: ServiceHarness, name: str, annotators: Annotators, seed: int = 0) -> Verdict:
-    """Break one thing while tasks are being predicted by two healthy workers; what became of the tasks."""
+    """Break one thing while two healthy workers predict tasks; the outcome of the tasks."""
     if name == CRASHING_TASK:
         _crash(harness, annotators)
     else:
@@ -285,7 +285,7 @@ def _is_running(harness: ServiceHarness) -> bool:
 
 
 def _crash(harness: ServiceHarness, annotators: Annotators) -> None:
-    """One task kills every worker that takes it: parked with a reason after two, all others are predicted."""
+    """Run a task that kills its workers: it must be parked with a reason, and all others predicted."""
     harness.end_workers()
     killer = annotators.ids[len(annotators.ids) // 2]
     annotators.widths[killer] = CRASH_WIDTH_PX
@@ -318,7 +318,7 @@ def run_random(seconds: float, seed: int) -> Verdict:
     """Break something again and again for `seconds`, then wait until every task is stored or has a reason."""
     chance = random.Random(seed)
     faults: Counter[str] = Counter()
-    # A task is innocent of what is done to its workers here: it must not be parked however often they are killed.
+    # Workers are killed by the test, not by their tasks, so no task may be parked for it.
     with ServiceHarness(is_breakable=True, max_attempts="1000") as harness:
         harness.start_workers(LINKED_WORKERS, seconds=BATCH_S)
         harness.set_up_project()
@@ -336,17 +336,17 @@ def run_random(seconds: float, seed: int) -> Verdict:
         ended_s = time.monotonic() - begun
         time.sleep(SETTLE_S)
         verdicts = [group.verdict("random") for group in groups]
-        lost = [task for verdict in verdicts for task in verdict.lost]
-        where = Counter(harness.whereabouts(lost))
+        lost_tasks = [task for verdict in verdicts for task in verdict.lost]
+        places = Counter(harness.whereabouts(lost_tasks))
     return Verdict(
         f"random {seed}",
         tasks=sum(verdict.tasks for verdict in verdicts),
         stored_once=sum(verdict.stored_once for verdict in verdicts),
         failed={task: reason for verdict in verdicts for task, reason in verdict.failed.items()},
-        lost=lost,
+        lost=lost_tasks,
         doubled=[task for verdict in verdicts for task in verdict.doubled],
         seconds=round(ended_s, 1),
-        notes={**faults, **({"lost are": dict(where)} if where else {})},
+        notes={**faults, **({"lost are": dict(places)} if places else {})},
     )
 
 
@@ -384,7 +384,7 @@ def run_faults(faults: Sequence[str], tasks: int, seed: int) -> Iterator[Verdict
             harness.end_workers()
             harness.start_workers(2, seconds=BATCH_S)
             harness.set_up_project()
-            # Why a deferred task was parked is told to whoever asks again; all else must be kept without.
+            # The reason why a deferred task was parked is only in the answer to another request.
             asks_again = name == CRASHING_TASK
             yield run_fault(harness, name, Annotators(harness, 1 + number * tasks, tasks, asks_again=asks_again), seed)
 

@@ -1,4 +1,4 @@
-"""A real worker whose model costs nothing (`python -m backend.devtools.stub_worker`): for faults, and queue costs.
+"""A real worker with a stub for a model (`python -m backend.devtools.stub_worker`), to test faults and queue costs.
 
 The variable SOAK holds JSON: `seconds` that a batch takes, `crash_width`: an image of this width kills the process.
 """
@@ -28,16 +28,16 @@ class StubPredictor:
     weights_bytes = 0
     precision = "fp32"
 
-    def __init__(self, version: str, wishes: dict[str, Any]) -> None:
-        self.version, self.wishes = version, wishes
+    def __init__(self, version: str, options: dict[str, Any]) -> None:
+        self.version, self.options = version, options
 
     def smaller(self, divisor: int) -> Predictor:  # noqa: ARG002
         return self
 
     def __call__(self, images: list[np.ndarray]) -> list[list[Instance]]:
-        if any(image.shape[1] == self.wishes.get("crash_width") for image in images):
+        if any(image.shape[1] == self.options.get("crash_width") for image in images):
             os._exit(13)
-        time.sleep(float(self.wishes.get("seconds", 0.0)))
+        time.sleep(float(self.options.get("seconds", 0.0)))
         return [[_rectangle(image)] for image in images]
 
 
@@ -49,11 +49,11 @@ def _rectangle(image: np.ndarray) -> Instance:
 
 
 def main() -> None:
-    """Serve until SIGTERM."""
-    wishes = json.loads(os.environ.get("SOAK", "{}"))
+    """Run the worker until SIGTERM."""
+    options = json.loads(os.environ.get("SOAK", "{}"))
     settings = Settings()
     set_up_logs(settings)
-    run_worker(settings, lambda chosen: StubPredictor(read_served_model(chosen.model).version, wishes))
+    run_worker(settings, lambda own: StubPredictor(read_served_model(own.model).version, options))
 
 
 if __name__ == "__main__":

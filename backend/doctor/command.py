@@ -1,7 +1,7 @@
-"""The `doctor` command: what is wrong on this machine and in Label Studio, each with its fix.
+"""The `doctor` command: problems on this machine and in Label Studio, each with its fix.
 
-On this machine: settings, libraries, model, device, queue server, workers, API. In Label Studio: the traps between it
-and an ML backend.
+On this machine: settings, libraries, model, device, queue server, workers, API. In Label Studio: address, key,
+backends, labels and webhooks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LIBRARIES = ("torch", "torchvision", "flask", "waitress", "rq", "redis")
 
 
 def local_findings(settings: Settings) -> Iterator[Finding]:
-    """Everything that can be seen without Label Studio."""
+    """Run all checks that need no Label Studio."""
     yield Finding("python", "ok", f"{sys.version.split()[0]} at {sys.executable}")
     for name, close in unknown_variables().items():
         fix = f"Did you mean {close}?" if close else "Unset it."
@@ -129,7 +129,7 @@ def _api(settings: Settings) -> Finding:
 
 
 def connection_findings(settings: Settings, client: LabelStudioClient) -> Iterator[Finding]:
-    """Look at the server, the key, every connected backend and every webhook; later ones only if the first are well."""
+    """Check the server, the key, every connected backend and every webhook; stop if the server or the key fails."""
     try:
         client.health()
     except ClientError as error:
@@ -155,15 +155,15 @@ def connection_findings(settings: Settings, client: LabelStudioClient) -> Iterat
     hooks = {hook["id"]: hook for project in projects for hook in client.list_webhooks(project["id"])}
     for project in projects:
         ours = [backend for backend in backends if backend["project"] == project["id"] and is_ours(backend)]
-        served = _served(settings, ours[0]) if ours else None
-        if served is not None:
-            yield from _labels(project, served)
-            yield from connection_changes(settings, client, project, ours, hooks.values(), served)
+        model = _served(settings, ours[0]) if ours else None
+        if model is not None:
+            yield from _labels(project, model)
+            yield from connection_changes(settings, client, project, ours, hooks.values(), model)
     yield from _webhooks(list(hooks.values()), backends, client)
 
 
 def _served(settings: Settings, backend: Json) -> ServedModel | None:
-    """What a backend's project is served with: its promoted version, else the model of the settings."""
+    """The model that serves a backend's project: its promoted version, else the model of the settings."""
     for directory in (lambda: model_directory(settings, str(backend["project"])), lambda: settings.model):
         with contextlib.suppress(ServiceError):
             return read_served_model(directory())
@@ -181,21 +181,21 @@ def _key(settings: Settings, client: LabelStudioClient) -> Finding:
             "Create a personal access token in Label Studio (Account & Settings) and set LABEL_STUDIO_API_KEY.",
         )
     try:
-        who = client.whoami()
+        user = client.whoami()
     except ClientError as error:
         fix = error.fix
         if kind == "legacy token":
             fix = "Legacy tokens are off in new organizations: use a personal access token, or allow legacy ones."
         return Finding("api key", "error", f"The {kind} is refused: {error}", fix)
-    return Finding("api key", "ok", f"The {kind} of {who.get('email', '?')} is accepted.")
+    return Finding("api key", "ok", f"The {kind} of {user.get('email', '?')} is accepted.")
 
 
 def _backend(backend: Json, model: ServedModel | None) -> Iterator[Finding]:
     name = f"backend {backend['title']!r} of project {backend['project']}"
     if backend["state"] == "CO":
         yield Finding(name, "ok", f"{backend['url']} is connected, version {backend.get('model_version')}.")
-        known = backend.get("model_version")
-        if model and is_ours(backend) and not is_notice(known) and known not in (None, model.version):
+        version = backend.get("model_version")
+        if model and is_ours(backend) and not is_notice(version) and version not in (None, model.version):
             fix = "Restart the service with the same TRANSFINER_MODEL everywhere."
             detail = f"Label Studio knows version {backend['model_version']}, here is {model.version}."
             yield Finding(name, "warning", detail, fix)
@@ -214,7 +214,7 @@ def _backend(backend: Json, model: ServedModel | None) -> Iterator[Finding]:
     yield Finding(name, "error", f"{backend['url']} is {backend['state']}: {reason}", fix)
 
 
-def _labels(project: Json, served: ServedModel) -> Iterator[Finding]:
+def _labels(project: Json, model: ServedModel) -> Iterator[Finding]:
     """Whether the model that serves a project knows its labels."""
     xml = str(project.get("label_config") or "")
     if not xml:
@@ -224,23 +224,23 @@ def _labels(project: Json, served: ServedModel) -> Iterator[Finding]:
     if config.reason:
         yield Finding(name, "error", config.reason, "Correct the project's labeling setup; the README has one to copy.")
         return
-    matched = config.match(served.labels)
-    unknown = ", ".join(matched.unmatched_labels)
+    match = config.match(model.labels)
+    unknown = ", ".join(match.unmatched_labels)
     if not unknown:
-        yield Finding(name, "ok", f"{served.version} knows all of them.")
+        yield Finding(name, "ok", f"{model.version} knows all of them.")
         return
     fix = (
         "Annotate about 10 images with them and press Start Training, or give a class's name in a label's "
         "predicted_values."
     )
-    yield Finding(name, "warning", f"{served.version} does not know: {unknown}. They are not outlined.", fix)
+    yield Finding(name, "warning", f"{model.version} does not know: {unknown}. They are not outlined.", fix)
 
 
 def _webhooks(hooks: Sequence[Json], backends: Sequence[Json], client: LabelStudioClient) -> Iterator[Finding]:
-    """Webhooks outlive their backend. One is switched off only when it is ours: somebody's own may look like that."""
-    wanted = {(backend["project"], backend["url"].rstrip("/") + "/webhook") for backend in backends}
+    """Find webhooks whose backend was removed. Only ours can be switched off: others may be somebody's own."""
+    backend_hooks = {(backend["project"], backend["url"].rstrip("/") + "/webhook") for backend in backends}
     for hook in hooks:
-        is_known = not hook["url"].endswith("/webhook") or (hook["project"], hook["url"]) in wanted
+        is_known = not hook["url"].endswith("/webhook") or (hook["project"], hook["url"]) in backend_hooks
         if is_known or hook.get("is_active") is False:
             continue
         can_end = is_ours({"url": hook["url"].removesuffix("/webhook")})
@@ -281,9 +281,9 @@ def doctor(fix: bool, as_json: bool, **options: Any) -> None:
     """
     findings = _examine(load_settings_of_running(**options))
     if fix:
-        findings = [_repaired(finding) for finding in findings]
-    shown = ("name", "status", "detail", "fix")
-    rows = [{**{key: getattr(f, key) for key in shown}, "fixable": f.repair is not None} for f in findings]
+        findings = [_repair(finding) for finding in findings]
+    fields = ("name", "status", "detail", "fix")
+    rows = [{**{key: getattr(f, key) for key in fields}, "fixable": f.repair is not None} for f in findings]
     click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(_line(finding) for finding in findings))
     sys.exit(1 if any(finding.status == "error" for finding in findings) else 0)
 
@@ -302,7 +302,7 @@ def _examine(settings: Settings) -> list[Finding]:
     return findings
 
 
-def _repaired(finding: Finding) -> Finding:
+def _repair(finding: Finding) -> Finding:
     if finding.repair is None:
         return finding
     try:

@@ -1,7 +1,7 @@
-"""How a project in Label Studio should be set for our backend, and the changes that make it so.
+"""The settings that a Label Studio project needs for our backend, and the changes that make them.
 
-`transfiner doctor` names the changes and makes them with `--fix`; whoever watches a project makes them by itself when
-the project is connected, and keeps the title right later.
+`transfiner doctor` lists the changes and makes them with `--fix`; the watcher of a project makes them by itself when
+the project is connected, and keeps the title up to date later.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from integration.label_studio.client import LabelStudioClient
 from integration.label_studio.notice import is_notice
 
 Json = dict[str, Any]
-# The label stream begins with what the model is least sure of.
+# The label stream begins with the tasks that the model is least sure of.
 SAMPLING = "Uncertainty sampling"
 SECRET_HEADER = "X-Transfiner-Secret"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that `transfiner doctor` looked at.
+    """The result of one check of `transfiner doctor`.
 
     Attributes:
-        repair: does it, where an API can (`doctor --fix`).
+        repair: makes the fix, where an API can (`doctor --fix`).
     """
 
     name: str
@@ -41,34 +41,35 @@ class Finding:
 
 @dataclass(frozen=True)
 class Change(Finding):
-    """A setting of Label Studio that should be another one; `repair` sets it, where the API can.
+    """A setting of Label Studio that should be changed; `repair` changes it, where the API can.
 
     Attributes:
         kind: title, sampling, smart tools or webhook.
-        done: what was set, once it is.
-        title: that the backend gets; "" for other kinds.
+        message: for people, once it is changed: what was set.
+        title: the backend's new title; "" for other kinds.
     """
 
     kind: str = ""
-    done: str = ""
+    message: str = ""
     title: str = ""
 
 
 @dataclass(frozen=True)
-class Settled:
-    """What was set in a project.
+class ConnectionUpdate:
+    """Changes that were made in a project.
 
     Attributes:
+        is_connected: whether our backend is connected to it.
         is_first: whether a person had connected it just before.
-        title: that ours has now; "" when it has not changed. project: title of the project.
-        done: everything that was set, for people.
+        title: the backend's new title; "" when it has not changed. project: title of the project.
+        messages: everything that was set, for people.
     """
 
     is_connected: bool = False
     is_first: bool = False
     title: str = ""
     project: str = ""
-    done: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
 
 
 def is_ours(backend: Json) -> bool:
@@ -88,10 +89,10 @@ def connection_changes(
     hooks: Iterable[Json],
     model: ServedModel,
 ) -> Iterator[Change]:
-    """What should be set otherwise in a project."""
+    """Yield the settings of a project that should be changed."""
     xml = str(project.get("label_config") or "")
-    # Why nothing is outlined, else the model version: Label Studio orders tasks by the scores of the version that the
-    # project names, and the project names the title.
+    # The reason why nothing is outlined, else the model version: Label Studio orders tasks by the scores of the version
+    # that the project names, which is the backend's title.
     title = (project_notice(settings, xml, model) if xml else "") or model.version
     hooks = list(hooks)
     for backend in backends:
@@ -106,24 +107,24 @@ def connection_changes(
 
 
 def is_first_connection(backends: Sequence[Json], versions: Iterable[str]) -> bool:
-    """Whether a person gave our backend its title: neither a version nor a notice, so nobody has set anything yet."""
-    known = set(versions)
-    return any(backend["title"] not in known and not is_notice(backend["title"]) for backend in backends)
+    """Whether a person chose our backend's title (no version, no notice), so that nothing was set by us before."""
+    version_names = set(versions)
+    return any(backend["title"] not in version_names and not is_notice(backend["title"]) for backend in backends)
 
 
 def _title(client: LabelStudioClient, backend: Json, title: str) -> Change:
-    why = "is the model version, by whose scores tasks are ordered"
-    done = "the model version as the backend's title"
+    meaning = "is the model version, by whose scores tasks are ordered"
+    message = "the model version as the backend's title"
     if is_notice(title):
-        why, done = "says why nothing is outlined", "the sentence as the backend's title"
+        meaning, message = "says why nothing is outlined", "the sentence as the backend's title"
     return Change(
         f"title of backend {backend['title']!r}",
         "warning",
-        f"The title of the backend should be {title!r}, which {why}.",
+        f"The title of the backend should be {title!r}, which {meaning}.",
         "Rename the backend (`transfiner doctor --fix` does).",
         lambda: client.update_backend(backend, title=title),
         kind="title",
-        done=done,
+        message=message,
         title=title,
     )
 
@@ -136,7 +137,7 @@ def _smart_tools(client: LabelStudioClient, backend: Json, title: str) -> Change
         "Switch on `Use for interactive preannotations` of the backend (`transfiner doctor --fix` does).",
         lambda: client.update_backend(backend, title=title, is_interactive=True),
         kind="smart tools",
-        done="interactive preannotations for smart tools",
+        message="interactive preannotations for smart tools",
     )
 
 
@@ -148,14 +149,14 @@ def _sampling(client: LabelStudioClient, project: Json) -> Change:
         f"Set Settings > General > Task Sampling to {SAMPLING!r} (`transfiner doctor --fix` does).",
         lambda: client.update_project(project["id"], sampling=SAMPLING),
         kind="sampling",
-        done="tasks in the order of uncertainty",
+        message="tasks in the order of uncertainty",
     )
 
 
 def _webhook(
     settings: Settings, client: LabelStudioClient, project: Json, backend: Json, hooks: Sequence[Json]
 ) -> Iterator[Change]:
-    """Label Studio adds a webhook with each backend; one can be removed by hand, and never carries basic auth."""
+    """Check the backend's webhook. Label Studio adds one with each backend; it may be gone, and has no basic auth."""
     url = backend["url"].rstrip("/") + "/webhook"
     secret = settings.webhook_secret.get_secret_value()
     headers = {SECRET_HEADER: secret} if secret else {}
@@ -170,7 +171,7 @@ def _webhook(
             "Connect the backend again, or add it under Settings > Webhooks (`transfiner doctor --fix` does).",
             lambda: client.create_webhook(project["id"], url, headers=headers),
             kind="webhook",
-            done="a webhook for annotations",
+            message="a webhook for annotations",
         )
     for hook in active:
         if settings.basic_auth_user and not hook.get("headers"):
@@ -183,5 +184,5 @@ def _webhook(
                 else "Set TRANSFINER_WEBHOOK_SECRET and run `transfiner doctor --fix`.",
                 functools.partial(client.update_webhook, hook, headers=headers) if secret else None,
                 kind="webhook",
-                done="our secret for the webhook",
+                message="our secret for the webhook",
             )

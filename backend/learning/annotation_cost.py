@@ -1,4 +1,4 @@
-"""What a model's predictions would cost a person who corrects them to the truth, and which order of tasks knows it.
+"""The cost of correcting a model's predictions to the truth, and the order of tasks that predicts it.
 
 Shapes: K images.
 """
@@ -44,7 +44,7 @@ class CorrectionCost:
     Attributes:
         edits: actions of a person who corrects the prediction to the truth.
         certainty: today's task score.
-        confidence: mean score of what is shown; 0 for nothing.
+        confidence: mean score of the instances that are shown; 0 without any.
     """
 
     features: list[dict[str, float]] = field(default_factory=list)
@@ -55,16 +55,16 @@ class CorrectionCost:
     def add(
         self, instances: Sequence[Instance], edit: Callable[[Sequence[Instance]], float], shown_from: float
     ) -> None:
-        """Take an image: what was found, and what correcting the shown part of it costs."""
-        shown = [instance for instance in instances if instance.score >= shown_from and instance.mask_hw.any()]
-        hidden = [instance for instance in instances if instance.score < shown_from]
-        self.features.append(features_of(shown, hidden))
-        self.edits.append(edit(shown))
-        self.certainty.append(certainty(shown))
-        self.confidence.append(float(np.mean([instance.score for instance in shown])) if shown else 0.0)
+        """Add an image: its instances, and the cost of correcting those that are shown (score from `shown_from`)."""
+        visible = [instance for instance in instances if instance.score >= shown_from and instance.mask_hw.any()]
+        invisible = [instance for instance in instances if instance.score < shown_from]
+        self.features.append(features_of(visible, invisible))
+        self.edits.append(edit(visible))
+        self.certainty.append(certainty(visible))
+        self.confidence.append(float(np.mean([instance.score for instance in visible])) if visible else 0.0)
 
     def fit(self, fitted_on: str) -> EffortModel:
-        """Weights for these images. Raises EffortError when they are too few."""
+        """Fit the weights to these images. Raises EffortError when they are too few."""
         return fit_effort(self.features, self.edits, self.certainty, fitted_on=fitted_on)
 
 
@@ -77,27 +77,28 @@ def measure_correction_cost(
     progress: Callable[[], None] = lambda: None,
 ) -> CorrectionCost:
     """Predict every sample and let a simulated annotator correct it (`training.snapshots.corrections`)."""
-    measured = CorrectionCost()
-    usable = (sample for _, sample in usable_samples(samples))
-    while chosen := list(islice(usable, MOST_AT_A_TIME)):
-        for sample, instances in zip(chosen, predictor([sample.image for sample in chosen]), strict=True):
-            known = [instance for instance in instances if instance.label in class_names]
+    cost = CorrectionCost()
+    samples_left = (sample for _, sample in usable_samples(samples))
+    while batch := list(islice(samples_left, MOST_AT_A_TIME)):
+        for sample, instances in zip(batch, predictor([sample.image for sample in batch]), strict=True):
+            instances_of_classes = [instance for instance in instances if instance.label in class_names]
 
-            def edit(shown: Sequence[Instance], sample: Sample = sample) -> float:
-                return simulated_edit(shown, sample, class_names)
+            def edit(visible: Sequence[Instance], sample: Sample = sample) -> float:
+                return simulated_edit(visible, sample, class_names)
 
-            measured.add(known, edit, shown_from)
+            cost.add(instances_of_classes, edit, shown_from)
             progress()
-    return measured
+    return cost
 
 
 def crossed_predictor(predictor: Predict, folds: Path) -> Predict:
-    """A predictor that answers from a cross-validation about images that its model learned from."""
-    known = candidate_instances(folds)
+    """A predictor that takes images its model learned from out of a cross-validation."""
+    fold_instances = candidate_instances(folds)
 
     def predict(images: Sequence[np.ndarray]) -> list[Sequence[Instance]]:
         return [
-            known[sha256] if (sha256 := pixels_sha256(image)) in known else predictor([image])[0] for image in images
+            fold_instances[sha256] if (sha256 := pixels_sha256(image)) in fold_instances else predictor([image])[0]
+            for image in images
         ]
 
     return predict
@@ -106,10 +107,10 @@ def crossed_predictor(predictor: Predict, folds: Path) -> Predict:
 def calibrated_order(
     checkpoint: Path, snapshot: Path, folds: Path | None, *, device: str, shown_from: float = SHOWN_FROM
 ) -> str:
-    """Fit the order of tasks to the images that a checkpoint did not learn from, and keep it with the checkpoint."""
+    """Fit the order of tasks to images that a checkpoint did not learn from; save it there; a sentence for people."""
     from model.inference.predictor import Predictor
 
-    samples, classes, name = snapshot_samples(snapshot, MOST_IMAGES, whole=folds is not None)
+    samples, classes, name = snapshot_samples(snapshot, MOST_IMAGES, with_training=folds is not None)
     if len(samples) < LEAST_IMAGES:
         return (
             f"tasks are ordered by certainty: {len(samples)} images that the version did not learn from say too little "
@@ -119,44 +120,44 @@ def calibrated_order(
     if folds is not None:
         predictor = crossed_predictor(predictor, folds)
     try:
-        fitted = measure_correction_cost(predictor, samples, classes, shown_from=shown_from).fit(name)
+        model = measure_correction_cost(predictor, samples, classes, shown_from=shown_from).fit(name)
     except EffortError as error:
         return f"tasks are ordered by certainty: {error}"
-    fitted.save(checkpoint)
-    return fitted.verdict
+    model.save(checkpoint)
+    return model.verdict
 
 
-def snapshot_samples(directory: Path, count: int, *, whole: bool) -> tuple[Any, tuple[str, ...], str]:
-    """The hold-out of a snapshot, then with `whole` the training images, `count` at most; its classes and its name."""
+def snapshot_samples(directory: Path, count: int, *, with_training: bool) -> tuple[Any, tuple[str, ...], str]:
+    """At most `count` images of a snapshot's hold-out, then `with_training` of the rest; its classes; its name."""
     from torch.utils.data import ConcatDataset, Subset
 
     snapshot = open_snapshot(directory)
-    parts: Any = [snapshot.open_set(part) for part in (("holdout", "train") if whole else ("holdout",))]
+    parts: Any = [snapshot.open_set(part) for part in (("holdout", "train") if with_training else ("holdout",))]
     parts = [part for part in parts if len(part)]
-    everything: Any = ConcatDataset(parts) if parts else []
-    chosen = Subset(everything, range(min(count, len(everything))))
-    return chosen, snapshot.classes, f"snapshot {snapshot.digest[:12]}"
+    all_samples: Any = ConcatDataset(parts) if parts else []
+    samples = Subset(all_samples, range(min(count, len(all_samples))))
+    return samples, snapshot.classes, f"snapshot {snapshot.digest[:12]}"
 
 
-def simulated_edit(shown: Sequence[Instance], sample: Sample, class_names: Sequence[str]) -> float:
-    """Cost of correcting instances to a sample's truth. What lies in a crowd region is nobody's work."""
+def simulated_edit(instances: Sequence[Instance], sample: Sample, class_names: Sequence[str]) -> float:
+    """Cost of correcting instances to a sample's truth; instances in a crowd region cost nothing."""
     crowd_hw = sample.masks[sample.crowd].any(axis=0)
     truth = [
         DrawnObject(class_names[label], mask_hw)
         for mask_hw, label, crowd in zip(sample.masks, sample.classes, sample.crowd, strict=True)
         if not crowd and mask_hw.any()
     ]
-    predicted = [
+    predicted_objects = [
         DrawnObject(instance.label, instance.mask_hw, score=instance.score)
-        for instance in shown
+        for instance in instances
         if 2 * np.count_nonzero(instance.mask_hw & crowd_hw) <= np.count_nonzero(instance.mask_hw)
     ]
-    return edit_cost(find_corrections(predicted, truth, outline_px))
+    return edit_cost(find_corrections(predicted_objects, truth, outline_px))
 
 
 @dataclass(frozen=True, slots=True)
 class OrderFigures:
-    """How good an order is.
+    """The quality of an order of tasks.
 
     Attributes:
         rank_correlation: Spearman's, of the order with the real edits: 1 is perfect, 0 is random.
@@ -188,13 +189,13 @@ def work_covered(scores: Sequence[float] | np.ndarray, edits: Sequence[float] | 
     values, real = np.asarray(scores, dtype=np.float64), np.asarray(edits, dtype=np.float64)
     _, group = np.unique(values, return_inverse=True)
     mean_of_group = np.bincount(group, real) / np.bincount(group)
-    ordered = mean_of_group[np.sort(group)]
-    covered = np.concatenate([[0.0], np.cumsum(ordered)])
-    return covered / covered[-1] if covered[-1] > 0 else np.linspace(0, 1, len(covered))
+    ordered_edits = mean_of_group[np.sort(group)]
+    cumulative = np.concatenate([[0.0], np.cumsum(ordered_edits)])
+    return cumulative / cumulative[-1] if cumulative[-1] > 0 else np.linspace(0, 1, len(cumulative))
 
 
 def _figures(expected: np.ndarray, real: np.ndarray, draws: np.ndarray) -> OrderFigures:
-    resampled = [rank_correlation(expected[draw], real[draw]) for draw in draws]
-    low, high = np.percentile(resampled, [2.5, 97.5])
+    correlations = [rank_correlation(expected[draw], real[draw]) for draw in draws]
+    low, high = np.percentile(correlations, [2.5, 97.5])
     fifth = np.interp(0.2 * len(real), np.arange(len(real) + 1), work_covered(-expected, real))
     return OrderFigures(rank_correlation(expected, real), float(low), float(high), float(fifth))

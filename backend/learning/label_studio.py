@@ -1,7 +1,7 @@
-"""The project's Label Studio: what is new, the snapshot, the settings that our backend needs, tasks predicted anew.
+"""A project's Label Studio: new annotations, the snapshot, the settings that our backend needs, tasks predicted anew.
 
 When to train is derived from its data and the newest snapshot, never counted in a process. A webhook only says "look
-now". Whoever loses, doubles, delays or forges one changes nothing: the same look gives the same answer, and once a
+now", so a lost, doubled, delayed or forged one changes nothing: the same data gives the same answer, and once a
 snapshot holds the annotations there is nothing to train on.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from redis import Redis
 
-from backend.doctor.connection import Settled, connection_changes, is_first_connection, is_ours
+from backend.doctor.connection import ConnectionUpdate, connection_changes, is_first_connection, is_ours
 from backend.errors import ServiceError
 from backend.predictions.projects import Project, Projects, TaskItem
 from backend.predictions.service import Predictions
@@ -38,12 +38,13 @@ CLOCK_MARGIN = timedelta(minutes=5)
 
 @dataclass(frozen=True)
 class TriggerState:
-    """What a look at a project found.
+    """New annotations of a project, and its last round.
 
     Attributes:
         new_annotations: newer than the newest snapshot (all of them when there is none); skipped ones do not count.
+        since_h: hours since the last round ended; None without one.
         failed_at: how many were new when the last round failed, -1 when it did not: the same data is not tried again
-            and again without anybody asking.
+            unless somebody asks.
     """
 
     new_annotations: int
@@ -52,7 +53,7 @@ class TriggerState:
 
 
 def count_new_annotations(client: LabelStudioClient, project_id: int, newest_at: str) -> int:
-    """Annotations that were made or changed after `newest_at` (ISO 8601 with an offset; "" for all there are)."""
+    """Count annotations that were made or changed after `newest_at` (ISO 8601 with an offset; "" for all)."""
     since = parse_time(newest_at)
     return sum(
         1
@@ -62,26 +63,26 @@ def count_new_annotations(client: LabelStudioClient, project_id: int, newest_at:
     )
 
 
-def training_reason(looked: TriggerState, settings: Settings) -> str:
-    """The trigger that calls for a training now; "" for none. Nothing new never trains."""
-    if looked.new_annotations <= max(0, looked.failed_at):
+def training_reason(state: TriggerState, settings: Settings) -> str:
+    """The trigger that asks for a training now; "" for none, always so without new annotations."""
+    if state.new_annotations <= max(0, state.failed_at):
         return ""
-    if settings.train_after and looked.new_annotations >= settings.train_after:
+    if settings.train_after and state.new_annotations >= settings.train_after:
         return CORRECTIONS
-    if settings.train_every_h and (looked.since_h is None or looked.since_h >= settings.train_every_h):
+    if settings.train_every_h and (state.since_h is None or state.since_h >= settings.train_every_h):
         return SCHEDULE
     return ""
 
 
 def _changed_since(since: datetime) -> str:
-    """The data manager's filter, so that a project of 100,000 tasks is not read every minute.
+    """The data manager's filter for changed tasks, so that a project of 100,000 tasks is not read every minute.
 
     Label Studio sets a task's own time whenever an annotation of it is saved, but not when many are made at once from
     predictions: those have a new time of completion.
     """
     if since == datetime.min.replace(tzinfo=UTC):
-        annotated = "filter:tasks:total_annotations"
-        items = [{"filter": annotated, "operator": "greater", "type": "Number", "value": 0}]
+        filter_name = "filter:tasks:total_annotations"
+        items = [{"filter": filter_name, "operator": "greater", "type": "Number", "value": 0}]
     else:
         value = (since - CLOCK_MARGIN).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
         items = [
@@ -96,7 +97,7 @@ TOTAL_TTL_S = 24 * 3600
 
 
 class Repredictor:
-    """Asks for predictions as Label Studio would, and leaves them to the pusher."""
+    """Requests predictions as Label Studio would, and leaves their delivery to the pusher."""
 
     def __init__(self, settings: Settings, connection: Redis) -> None:
         self.settings = settings
@@ -104,7 +105,7 @@ class Repredictor:
         self.predictions = Predictions(connection, settings)
 
     def run(self, project: Project, client: LabelStudioClient, version: str) -> int:
-        """Ask for every task without annotation and without a prediction of the version; their number."""
+        """Predict every task without annotation and without a prediction of the version; the number of tasks."""
         if not project.hostname or not project.label_config:
             return 0  # it never called /setup: nothing could be pushed
         tasks = [
@@ -132,7 +133,7 @@ class Repredictor:
 
 log = logging.getLogger(__name__)
 SHOWN_COLUMNS = ("tasks:predictions_score", "tasks:predictions_model_versions")
-# What the data manager of Label Studio 1.23 hides by default.
+# Columns that the data manager of Label Studio 1.23 hides by default.
 HIDDEN_COLUMNS = [
     *("tasks:inner_id", "tasks:annotations_results", "tasks:annotations_ids", *SHOWN_COLUMNS),
     *("tasks:predictions_results", "tasks:file_upload", "tasks:storage_filename", "tasks:created_at"),
@@ -142,7 +143,7 @@ Json = dict[str, Any]
 
 
 def connect(settings: Settings, project: Project) -> LabelStudioClient:
-    """A client for the project's Label Studio. Raises ServiceError: nobody ever told where it is."""
+    """A client for the project's Label Studio. Raises ServiceError when its address is not known."""
     url, key = label_studio_of(settings, project)
     if not url:
         raise ServiceError(
@@ -153,46 +154,46 @@ def connect(settings: Settings, project: Project) -> LabelStudioClient:
 
 
 def project_of(projects: Projects, project_id: str) -> Project:
-    """What /setup said about a project, by its id; an empty one when it never did."""
-    named = [project for project in projects.all() if project.id == project_id]
-    return max(named, key=lambda project: project.seen_at, default=Project(key=project_id))
+    """The newest /setup of a project, by its id; an empty project when there was none."""
+    records = [project for project in projects.all() if project.id == project_id]
+    return max(records, key=lambda project: project.seen_at, default=Project(key=project_id))
 
 
-def settle(
+def update_connection(
     settings: Settings, client: LabelStudioClient, project_id: int, model: ServedModel, known_versions: Iterable[str]
-) -> Settled:
-    """Set in a project what our backend needs there.
+) -> ConnectionUpdate:
+    """Change the settings of a project that our backend needs.
 
-    The title always; the order of tasks, smart tools and webhook only when the backend has been connected just now,
-    so that nothing is set again that a person has set otherwise later.
+    The title always; the order of tasks, smart tools and webhook only when the backend was just connected, so that
+    a person's later choices are kept.
     """
     backends = client.list_backends(project_id)
-    mine = backends if len(backends) == 1 else [backend for backend in backends if is_ours(backend)]
-    if not mine:
-        return Settled()
-    is_first = is_first_connection(mine, known_versions)
+    our_backends = backends if len(backends) == 1 else [backend for backend in backends if is_ours(backend)]
+    if not our_backends:
+        return ConnectionUpdate()
+    is_first = is_first_connection(our_backends, known_versions)
     project = client.get_project(project_id)
-    changes = connection_changes(settings, client, project, mine, client.list_webhooks(project_id), model)
-    title, done = "", []
+    changes = connection_changes(settings, client, project, our_backends, client.list_webhooks(project_id), model)
+    title, messages = "", []
     for change in changes:
         if change.repair is not None and (is_first or change.kind == "title"):
             change.repair()
-            done.append(change.done)
+            messages.append(change.message)
             title = change.title or title
-            log.info("project %d: set %s", project_id, change.done)
+            log.info("project %d: set %s", project_id, change.message)
     if is_first:
         show_columns(client, project_id)
-        done.append("columns for score and version of predictions")
-    return Settled(True, is_first, title, str(project.get("title", "")), tuple(done))
+        messages.append("columns for score and version of predictions")
+    return ConnectionUpdate(True, is_first, title, str(project.get("title", "")), tuple(messages))
 
 
 def show_columns(client: LabelStudioClient, project_id: int) -> None:
-    """Show in the data manager's first tab what a prediction's version says, and the score that tasks come by."""
+    """Show the version and the score of predictions in the data manager's first tab."""
     view = next(iter(client.list_views(project_id)), {})
     data = dict(view.get("data") or {"title": "Default", "type": "list", "target": "tasks"})
     hidden = data.get("hiddenColumns") or {"explore": HIDDEN_COLUMNS, "labeling": HIDDEN_COLUMNS}
-    shown = [name for name in hidden.get("explore", ()) if name not in SHOWN_COLUMNS]
-    data["hiddenColumns"] = {**hidden, "explore": shown}
+    hidden_columns = [name for name in hidden.get("explore", ()) if name not in SHOWN_COLUMNS]
+    data["hiddenColumns"] = {**hidden, "explore": hidden_columns}
     client.save_view(project_id, data, view.get("id"))
 
 
@@ -205,13 +206,13 @@ def remove_notices(client: LabelStudioClient, project_id: int) -> None:
 
 @dataclass(frozen=True)
 class LabelStudioProject:
-    """What a learner needs of projects' Label Studio; tests give doubles."""
+    """The learner's access to projects' Label Studio; tests give doubles."""
 
     settings: Settings
     connection: Redis
 
     def count_new(self, project: str, newest_at: str) -> int:
-        """Annotations that are newer than an ISO time."""
+        """Count annotations that are newer than an ISO time."""
         return count_new_annotations(self._client(project), int(project), newest_at)
 
     def take_snapshot(self, project: str, folder: Path) -> Path:
@@ -219,33 +220,33 @@ class LabelStudioProject:
         # Not at the top: the worker that waits for a training needs no arrays.
         from backend.learning.snapshot import SnapshotSettings, take_snapshot
 
-        fetcher = ImageSource(self.settings, Projects(self.connection)).fetcher(self._known(project))
-        wanted = SnapshotSettings(
+        fetcher = ImageSource(self.settings, Projects(self.connection)).fetcher(self._record(project))
+        snapshot_settings = SnapshotSettings(
             choice=self.settings.annotators,
             holdout_share=self.settings.holdout_share,
             max_pixels=int(self.settings.max_image_megapixels * 1e6),
         )
-        return take_snapshot(self._client(project), project, fetcher.fetch_bytes, folder, settings=wanted)
+        return take_snapshot(self._client(project), project, fetcher.fetch_bytes, folder, settings=snapshot_settings)
 
-    def follow(self, project: str) -> Settled:
-        """Have Label Studio show the version that serves; only after the title it shows what is pushed."""
+    def follow(self, project: str) -> ConnectionUpdate:
+        """Make Label Studio show the serving version: first its title, then, after a change, new predictions."""
         client = self._client(project)
-        known = self._known(project)
-        model = served_model(self.settings, known.key)
+        record = self._record(project)
+        model = served_model(self.settings, record.key)
         registry = registry_of(self.settings)
         versions = [info.name for info in registry.versions(project)] if registry else []
         base = read_served_model(self.settings.model).version
-        settled = settle(self.settings, client, int(project), model, [*versions, base, model.version])
-        if settled.title and not is_notice(settled.title):
+        update = update_connection(self.settings, client, int(project), model, [*versions, base, model.version])
+        if update.title and not is_notice(update.title):
             remove_notices(client, int(project))
-            if self.settings.repredict and (not settled.is_first or model.version in versions):
-                count = Repredictor(self.settings, self.connection).run(self._known(project), client, model.version)
-                again = f"{count} task(s) without annotation are predicted anew"
-                return replace(settled, done=(*settled.done, again))
-        return settled
+            if self.settings.repredict and (not update.is_first or model.version in versions):
+                count = Repredictor(self.settings, self.connection).run(self._record(project), client, model.version)
+                message = f"{count} task(s) without annotation are predicted anew"
+                return replace(update, messages=(*update.messages, message))
+        return update
 
-    def _known(self, project: str) -> Project:
+    def _record(self, project: str) -> Project:
         return project_of(Projects(self.connection), project)
 
     def _client(self, project: str) -> LabelStudioClient:
-        return connect(self.settings, self._known(project))
+        return connect(self.settings, self._record(project))

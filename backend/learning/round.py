@@ -1,6 +1,6 @@
 """One round: snapshot -> few-shot or finetune -> gate -> publish -> promote or reject, recorded at every step.
 
-Each step can be done again without harm, so a second attempt goes on where the first was killed: the snapshot is named
+Each step can be repeated without harm, so a second attempt goes on where the first was killed: the snapshot is named
 by its content, the finetuning resumes from its own state, a version is published once.
 
 The record is ROOT/<project>/runs/<run id>/run.json in the registry, written by whoever holds the lock.
@@ -44,14 +44,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CHECKPOINT, FOLDS_FILE = "checkpoint", "folds.json"
-#: Shipped checkpoint that finetuning starts from where what serves cannot be finetuned.
+#: Shipped checkpoint that finetuning starts from where the serving one cannot be finetuned.
 START = "scenes-small"
 #: A cross-validation needs an image to learn from and one to judge by.
 LEAST_CROSSED = 2
-#: What a prompted detector learned is not given up for a network that starts elsewhere before there are so many images;
-#: few-shot learning keeps 2 MB of each in memory.
+#: A prompted detector that serves goes on with few-shot learning up to this many images, since finetuning starts from
+#: another network; few-shot learning keeps 2 MB of each image in memory.
 MOST_KEPT_IMAGES = 1000
-#: Preset of checkpoints whose detector learns classes few-shot; the base is such, and what was learned from it.
+#: Preset of checkpoints whose detector learns classes few-shot: the base, and all that were learned from it.
 PRESET = "prompts/photos-detector"
 RUNNING, PROMOTED, REJECTED, CANCELLED = "running", "promoted", "rejected", "cancelled"
 FAILED, UNCHANGED = "failed", "unchanged"
@@ -64,16 +64,15 @@ class Run:
     """One round.
 
     Attributes:
-        id: begins with the time it was asked for, so that names sort by age.
+        id: begins with the time of the request, so that names sort by age.
         trigger: why: button, corrections, schedule, command.
-        stage: what it was doing last: looking, snapshot, few-shot or finetune, gate, publish, promote, label
-            studio.
-        stage_s: seconds that each stage took, by name; stage_cpu_s: processor seconds of it, on all cores together.
+        stage: the last stage: looking, snapshot, few-shot or finetune, gate, publish, promote, label studio.
+        stage_s: seconds of each stage, by name; stage_cpu_s: processor seconds of it, on all cores together.
         attempts: workers that began it; a second one goes on where the first was killed.
-        figures: of the gate; metrics: the candidate's, as the registry keeps them.
-        newest_annotation_at: of the data, ISO.
-        order: what tasks are ordered by, and why.
-        losses: steps of the training with the loss there.
+        figures: of the gate; metrics: the candidate's, as the registry stores them.
+        newest_annotation_at: time of the newest annotation in the snapshot, ISO.
+        order: how tasks are ordered, and why.
+        losses: steps of the training, each with its loss.
         pictures: names among the candidate's papers.
         requested_at, started_at, ended_at: unix times.
     """
@@ -121,7 +120,7 @@ class RunStore:
         self.storage = Storage(root)
 
     def save(self, run: Run) -> None:
-        """Write the record; a reader sees the one before or this one, never half of it."""
+        """Write the record atomically; a reader never sees half of it."""
         self.storage.write_json(f"{_folder(run.project, run.id)}/run.json", asdict(run))
 
     def write(self, run: Run, name: str, content: bytes) -> None:
@@ -129,17 +128,17 @@ class RunStore:
         self.storage.write(f"{_folder(run.project, run.id)}/{name}", content)
 
     def read(self, project: str, run: str, name: str) -> bytes | None:
-        """A file beside a record; None when there is none."""
+        """Read a file beside a record; None when there is none."""
         return self.storage.read(f"{_folder(project, run)}/{name}")
 
     def load(self, project: str, run: str) -> Run | None:
-        """One record; None when there is none."""
+        """Read a record; None when there is none."""
         facts = self.storage.read_json(f"{_folder(project, run)}/run.json")
         if facts is None:
             return None
-        known = {name: value for name, value in facts.items() if name in Run.__dataclass_fields__}
-        tuples = {name: tuple(known.get(name, ())) for name in ("reasons", "classes", "losses", "pictures")}
-        return Run(**{**known, **tuples})
+        fields = {name: value for name, value in facts.items() if name in Run.__dataclass_fields__}
+        tuples = {name: tuple(fields.get(name, ())) for name in ("reasons", "classes", "losses", "pictures")}
+        return Run(**{**fields, **tuples})
 
     def newest(self, project: str, count: int = 50) -> list[Run]:
         """The newest records, newest first."""
@@ -152,7 +151,7 @@ class RunStore:
         return sum(bool(RUN_ID.fullmatch(name)) for name in self.storage.names(f"{project}/runs"))
 
     def projects(self) -> list[str]:
-        """Projects that the registry knows."""
+        """Projects with a folder in the registry."""
         return [name for name in self.storage.names("") if name.isdigit()]
 
 
@@ -161,7 +160,7 @@ def _folder(project: str, run: str) -> str:
 
 
 def started_run(run: Run, worker: str) -> Run:
-    """The record of a run that a worker has just taken."""
+    """Note in a run's record that a worker has just taken it."""
     run.attempts += 1
     run.worker = worker
     run.state = RUNNING
@@ -179,7 +178,7 @@ class Interrupted(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class RoundParts:
-    """What a round works with.
+    """The services that a round uses.
 
     Attributes:
         stop_because: a reason to stop now, see `Interrupted`; "" to go on.
@@ -195,7 +194,7 @@ class RoundParts:
 
 
 class Round:
-    """One round of one project, for whoever holds the project's lock."""
+    """One round of one project, for the process that holds the project's lock."""
 
     def __init__(self, parts: RoundParts, run: Run) -> None:
         self.parts = parts
@@ -206,10 +205,10 @@ class Round:
         self.work = (parts.settings.learning_folder / run.project / run.id).absolute()
 
     def learn(self) -> Run:
-        """Do it all; the record, whose `state` says how it ended.
+        """Run the whole round; the record, whose `state` says how it ended.
 
         Raises:
-            Interrupted: it was stopped; the record is still `running`.
+            Interrupted: the round was stopped; the record is still `running`.
         """
         if not self._has_something_new():
             return self._over(UNCHANGED)
@@ -221,10 +220,10 @@ class Round:
         if not self._can_be_judged():
             return self._over(UNCHANGED)
         self._train(snapshot)
-        verdict, ended = self._judge(snapshot)
+        verdict, result = self._judge(snapshot)
         self._publish(verdict)
         if not verdict:
-            raise _failure("the gate", ended)
+            raise _failure("the gate", result)
         if verdict["promote"]:
             self._promote()
         return self._over(PROMOTED if verdict["promote"] else REJECTED)
@@ -232,7 +231,7 @@ class Round:
     # Data
 
     def _has_something_new(self) -> bool:
-        """Derived once more, so that a late or forged request trains nothing."""
+        """Whether there is anything new to learn; checked here, too, because a request may be late or forged."""
         self._stage("looking")
         if self.run.snapshot:
             return True
@@ -244,9 +243,9 @@ class Round:
         return False
 
     def _left_unjudged(self) -> bool:
-        """Whether the newest round with data ended without a verdict: the button then tries again."""
-        ended = [run for run in self._earlier_runs() if run.state != UNCHANGED]
-        return bool(ended) and ended[0].state in (CANCELLED, FAILED)
+        """Whether the newest round with data ended without a verdict; then the same data is tried again."""
+        runs = [run for run in self._earlier_runs() if run.state != UNCHANGED]
+        return bool(runs) and runs[0].state in (CANCELLED, FAILED)
 
     def _earlier_runs(self) -> list[Run]:
         return [run for run in self.parts.runs.newest(self.run.project) if run.id != self.run.id]
@@ -255,17 +254,17 @@ class Round:
         registry, project = self.parts.registry, self.run.project
         self._stage("snapshot")
         if not self.run.snapshot:
-            taken = self.parts.label_studio.take_snapshot(project, self.work / "snapshot")
-            manifest = read_json(taken / "manifest.json")
+            folder = self.parts.label_studio.take_snapshot(project, self.work / "snapshot")
+            manifest = read_json(folder / "manifest.json")
             self.run.newest_annotation_at = str(manifest.get("newest_annotation_at") or "")
             self.run.snapshot_counts = dict(manifest.get("counts", {}))
             self.run.classes = tuple(manifest["classes"])
-            self.run.snapshot = registry.publish_snapshot(project, taken)
+            self.run.snapshot = registry.publish_snapshot(project, folder)
             self._save()
         return registry.fetch_snapshot(project, self.run.snapshot, self.cache)
 
     def _was_judged(self) -> bool:
-        """The same data from the same version would give the same answer."""
+        """Whether an earlier round has judged the same snapshot trained from the same version."""
         parent = self._parent()[0]
         self.run.parent = self.run.parent or parent
         return any(
@@ -274,16 +273,16 @@ class Round:
         ) or any(run.candidate == parent and run.snapshot == self.run.snapshot for run in self._earlier_runs())
 
     def _can_be_judged(self) -> bool:
-        """Say before training what the gate could not judge, with the choice; the command line trains all the same."""
+        """Whether the gate has data to judge by; without, only the command line trains, and keeps a candidate."""
         counts = self.run.snapshot_counts
-        missing = what_is_missing(counts)
-        crossed = self.run.method == FEW_SHOT and int(counts.get("train_images", 0)) >= LEAST_CROSSED
-        if not missing or crossed:
+        missing_data = what_is_missing(counts)
+        has_cross_validation = self.run.method == FEW_SHOT and int(counts.get("train_images", 0)) >= LEAST_CROSSED
+        if not missing_data or has_cross_validation:
             return True
         if self.run.trigger == COMMAND and counts.get("train_images"):
-            self.run.note = f"{missing}. The version is kept as a candidate: promote it by hand if it is good."
+            self.run.note = f"{missing_data}. The version is kept as a candidate: promote it by hand if it is good."
             return True
-        self.run.reasons = (f"Nothing was trained: {missing}.",)
+        self.run.reasons = (f"Nothing was trained: {missing_data}.",)
         self.run.hint = f"Or train and keep it as a candidate: `transfiner learn --project {self.run.project}`."
         return False
 
@@ -297,9 +296,9 @@ class Round:
 
     def _earlier_snapshots(self) -> tuple[Path, ...]:
         registry, project = self.parts.registry, self.run.project
-        others = [info.digest for info in registry.snapshots(project) if info.digest != self.run.snapshot]
-        newest = others[-self.settings.replay_snapshots :] if self.settings.replay_snapshots else []
-        return tuple(registry.fetch_snapshot(project, digest, self.cache) for digest in newest)
+        earlier_digests = [info.digest for info in registry.snapshots(project) if info.digest != self.run.snapshot]
+        newest_digests = earlier_digests[-self.settings.replay_snapshots :] if self.settings.replay_snapshots else []
+        return tuple(registry.fetch_snapshot(project, digest, self.cache) for digest in newest_digests)
 
     def _method(self) -> str:
         return training_method(
@@ -317,13 +316,13 @@ class Round:
             request = self._few_shot() if self.run.method == FEW_SHOT else self._finetune()
             common = {"snapshot": snapshot.absolute(), "out": self.training_folder, "classes": self.run.classes}
             command = self.parts.command(self.run.method, {**request, **common})
-            ended = self._child(
+            result = self._child(
                 "finetune", command, lambda: self.parts.progress.show(read_json(self.training_folder / PROGRESS_FILE))
             )
             self.run.losses = tuple(self.parts.progress.curve)
-            if ended.code or not (self.checkpoint / METADATA_FILE).is_file():
-                raise _failure("finetuning" if self.run.method == FINETUNE else "few-shot learning", ended)
-        # Reports and predictions call it as the registry will.
+            if result.code or not (self.checkpoint / METADATA_FILE).is_file():
+                raise _failure("finetuning" if self.run.method == FINETUNE else "few-shot learning", result)
+        # Reports and predictions use the version's name in the registry.
         update_metadata(self.checkpoint, {"version": self.run.candidate})
 
     @property
@@ -335,17 +334,17 @@ class Round:
         return self.training_folder / CHECKPOINT
 
     def _few_shot(self) -> dict[str, Any]:
-        """The base learns every time anew, from all that is annotated."""
+        """Input of few-shot learning: always the base, which learns anew from all annotations."""
         return {"base": self.settings.prompt_model.absolute(), "incumbent": self._parent()[1].absolute()}
 
     def _finetune(self) -> dict[str, Any]:
         serving = self._parent()[1]
-        # A prompted detector has nothing that could be finetuned.
+        # A prompted detector cannot be finetuned.
         start = SHIPPED / START if is_prompted_detector(serving) else serving
         return {"active": start.absolute(), "replay": [path.absolute() for path in self._earlier_snapshots()]}
 
     def _judge(self, snapshot: Path) -> tuple[dict[str, Any], ChildResult]:
-        """The gate's verdict; {} when its process failed."""
+        """Run the gate: its verdict, {} when its process failed."""
         self._stage("gate")
         registry, project = self.parts.registry, self.run.project
         incumbent, directory = self._parent()
@@ -361,11 +360,11 @@ class Round:
             "out": self.work,
         }
         (self.work / VERDICT_FILE).unlink(missing_ok=True)
-        ended = self._child("gate", self.parts.command(JUDGE, request), lambda: None)
-        return read_json(self.work / VERDICT_FILE), ended
+        result = self._child("gate", self.parts.command(JUDGE, request), lambda: None)
+        return read_json(self.work / VERDICT_FILE), result
 
     def _publish(self, verdict: Mapping[str, Any]) -> None:
-        """Keep the version with what was decided about it; without a verdict it stays a candidate."""
+        """Publish the version with the gate's verdict; without one it stays a candidate."""
         self._stage("publish")
         registry, project, version = self.parts.registry, self.run.project, self.run.candidate
         registry.publish(project, self.checkpoint, version=version, parent=self.run.parent, snapshot=self.run.snapshot)
@@ -395,10 +394,10 @@ class Round:
     # Books
 
     def _child(self, name: str, command: list[str], look: Callable[[], None]) -> ChildResult:
-        ended = run_child(command, self.work, name, look=look, stop_because=self.parts.stop_because)
-        if ended.stopped_for:
-            raise Interrupted(ended.stopped_for)
-        return ended
+        result = run_child(command, self.work, name, look=look, stop_because=self.parts.stop_because)
+        if result.stopped_for:
+            raise Interrupted(result.stopped_for)
+        return result
 
     def _stage(self, stage: str) -> None:
         if reason := self.parts.stop_because():
@@ -410,7 +409,7 @@ class Round:
         self._save()
 
     def _end_stage(self) -> None:
-        """Note what the stage took that ends here, with its processes, which are over."""
+        """Record the time of the stage that ends here, that of its ended child processes included."""
         now = (time.time(), _cpu_s())
         if self.stage_began is not None:
             books = (self.run.stage_s, self.run.stage_cpu_s)
@@ -430,10 +429,10 @@ class Round:
 
 
 def training_method(serving: Path, base: Path, labels: Collection[str], images: int, most_images: int) -> str:
-    """Few-shot where a prompted detector serves, or where what serves knows none of the labels and images are few.
+    """Choose few-shot learning where a prompted detector serves, or for few images of labels unknown to what serves.
 
     Args:
-        serving: checkpoint that serves the project. base: the one that few-shot learning starts from.
+        serving: checkpoint that serves the project. base: checkpoint that few-shot learning starts from.
     """
     if not is_prompted_detector(base) or not most_images:
         return FINETUNE
@@ -451,11 +450,11 @@ def is_prompted_detector(checkpoint: Path) -> bool:
 def newest_trigger_state(registry: Registry, store: RunStore, project: str) -> str:
     """ISO time up to which annotations are in a snapshot.
 
-    A round whose data was that of an older snapshot (somebody submitted again without a change) counts as well: else
-    the same annotations would be new for ever.
+    A round with the data of an older snapshot (somebody submitted again without a change) counts as well: else the
+    same annotations would stay new.
     """
-    frozen = [info.newest_annotation_at for info in registry.snapshots(project)]
-    times = [*frozen, *(run.newest_annotation_at for run in store.newest(project))]
+    snapshot_times = [info.newest_annotation_at for info in registry.snapshots(project)]
+    times = [*snapshot_times, *(run.newest_annotation_at for run in store.newest(project))]
     return max((iso for iso in times if iso), key=parse_time, default="")
 
 
@@ -465,9 +464,9 @@ def _cpu_s() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _failure(what: str, ended: ChildResult) -> ServiceError:
-    how = f"was killed by signal {-ended.code}" if ended.code < 0 else f"ended with exit code {ended.code}"
-    last = ended.tail.rpartition("\n")[2] or "it printed nothing"
+def _failure(step: str, result: ChildResult) -> ServiceError:
+    ending = f"was killed by signal {-result.code}" if result.code < 0 else f"ended with exit code {result.code}"
+    last_line = result.tail.rpartition("\n")[2] or "it printed nothing"
     return ServiceError(
-        f"Process of {what} {how}: {last}", "Its log is beside the record of the round, in the registry."
+        f"Process of {step} {ending}: {last_line}", "Its log is beside the record of the round, in the registry."
     )

@@ -1,8 +1,8 @@
-"""Annotations of Label Studio and their images frozen as a snapshot: whose annotation counts, what was corrected.
+"""Freeze annotations of Label Studio and their images as a snapshot: which annotation counts, what was corrected.
 
-Images are fetched a few ahead, from Label Studio or from a folder beside an exported file. Nothing is lost in silence:
-every annotation, region and image that does not count is listed with task, annotation, region and reason in
-corrections.json, and the round goes on without it.
+A few images are fetched ahead, from Label Studio or from a folder beside an exported file. Nothing is left out in
+silence: each left-out annotation, region and image is listed with task, annotation, region and reason in
+corrections.json.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _PREFIX = 9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskImage:
-    """An image, and its file when that can be kept: bytes and suffix."""
+    """An image, and its file (bytes and suffix) when that can be stored as it is."""
 
     image_rgb: np.ndarray
     file: tuple[bytes, str] | None
@@ -72,7 +72,7 @@ class TaskImage:
 def fetch_images(
     tasks: Sequence[AnnotatedTask], fetch: Fetch, value_key: str, max_pixels: int
 ) -> Iterator[tuple[AnnotatedTask, TaskImage | str]]:
-    """Tasks in their order, each with its image or the reason why there is none; a few are fetched ahead."""
+    """Yield tasks in their order, each with its image or the reason why there is none; a few are fetched ahead."""
 
     budget = MemoryBudget(DEFAULT_BUDGET_BYTES)
 
@@ -94,11 +94,11 @@ def fetch_images(
             yield task, image.result()
 
 
-def _decoded(fetched: bytes, task: AnnotatedTask, max_pixels: int, budget: MemoryBudget) -> TaskImage:
-    image_rgb = decode_image(fetched, name=f"image of task {task.id}", max_pixels=max_pixels, budget=budget)
-    with Image.open(io.BytesIO(fetched)) as picture:
+def _decoded(content: bytes, task: AnnotatedTask, max_pixels: int, budget: MemoryBudget) -> TaskImage:
+    image_rgb = decode_image(content, name=f"image of task {task.id}", max_pixels=max_pixels, budget=budget)
+    with Image.open(io.BytesIO(content)) as picture:
         suffix = _SUFFIXES.get(picture.format or "")
-    return TaskImage(image_rgb, (fetched, suffix) if suffix else None)
+    return TaskImage(image_rgb, (content, suffix) if suffix else None)
 
 
 class ImageFolder:
@@ -120,7 +120,7 @@ class ImageFolder:
                     self._paths.setdefault(name, []).append(path)
 
     def fetch(self, task: Mapping[str, Any], value_key: str) -> bytes:
-        """The file of a task. Raises ServiceError: there is none, or more than one with its name; ImageError."""
+        """Read the file of a task. Raises ServiceError for none, or several of its name, and ImageError."""
         value = image_value(task, value_key)
         if value[:5].lower() == "data:":  # the task holds the image itself
             return decode_data_uri(value, _MOST_INLINE_BYTES)
@@ -142,7 +142,7 @@ def uploaded_name(name: str) -> str:
 
 
 def _names(value: str, file_upload: str) -> list[str]:
-    """What the file may be called, the surest name first."""
+    """Possible names of the file, the most certain first."""
     # In an address `#` begins a fragment; in the key of a bucket or a path it is a letter.
     is_address = value.startswith(("http://", "https://"))
     parts = urlsplit(value.replace("\\", "/") if is_address else value.replace("\\", "/").replace("#", "%23"))
@@ -156,10 +156,10 @@ def _names(value: str, file_upload: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotSettings:
-    """How a snapshot is taken.
+    """Settings of a snapshot.
 
     Attributes:
-        choice: of several annotations of a task: "latest", or the "agreement" of the annotators.
+        choice: which of several annotations of a task count: the "latest", or the "agreement" of the annotators.
     """
 
     choice: Choice = "latest"
@@ -177,11 +177,11 @@ ANNOTATED = json.dumps({"filters": {"conjunction": "and", "items": [_MORE_THAN_N
 
 @dataclass(frozen=True, slots=True)
 class Labelling:
-    """What a project's annotations are about.
+    """The labels and the image key of a project.
 
     Attributes:
         classes: labels that count, in the order of the categories.
-        value_key: of the task data that holds the image.
+        value_key: key of the task data that holds the image.
         config: the label config; None when it is not known.
     """
 
@@ -191,7 +191,7 @@ class Labelling:
 
     @classmethod
     def of_config(cls, xml: str) -> Labelling:
-        """From a label config. Raises UnsupportedConfigError when there is nothing in it to learn from."""
+        """Read a label config. Raises UnsupportedConfigError when there is nothing in it to learn from."""
         config = parse_label_config(xml)
         if config.reason is not None:
             raise UnsupportedConfigError(f"No snapshot can be taken: {config.reason}", "Correct the label config.")
@@ -199,7 +199,7 @@ class Labelling:
 
     @classmethod
     def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Labelling:
-        """From exported tasks alone: every label that was used, and the key of the data that is the same in all.
+        """Derive it from exported tasks: every label that was used, and the data key that all tasks share.
 
         Raises:
             UnsupportedConfigError: nothing is labelled, or several keys may hold the image.
@@ -218,7 +218,7 @@ class Labelling:
 
 
 def outline_px(mask_hw: np.ndarray) -> np.ndarray:
-    """Vertices (N, 2) of a mask's outlines, as many as a prediction would be drawn with."""
+    """Vertices (N, 2) of a mask's outlines, simplified as those of a prediction."""
     rings = [ring for polygon in outline_mask(mask_hw, tolerance_px=1.0) for ring in (polygon.exterior, *polygon.holes)]
     return np.concatenate(rings) if rings else np.empty((0, 2))
 
@@ -251,27 +251,27 @@ def freeze_tasks(
 ) -> Path:
     """Freeze tasks of any export; see `take_snapshot` and `integration.label_studio.tasks.read_task`."""
     tasks = distinct_tasks(read_task(row, predictions=predictions) for row in rows)
-    annotated = sorted((task for task in tasks if task.annotations), key=_first_come, reverse=True)
+    annotated_tasks = sorted((task for task in tasks if task.annotations), key=_first_come, reverse=True)
     with SnapshotWriter(out, labelling.classes, project=project, holdout_share=settings.holdout_share) as writer:
-        freezing = SnapshotBuilder(writer, labelling, settings)
+        builder = SnapshotBuilder(writer, labelling, settings)
         for task in tasks:
-            freezing.left_out += task.left_out
+            builder.left_out += task.left_out
         for number, (task, pixels) in enumerate(
-            fetch_images(annotated, fetch, labelling.value_key, settings.max_pixels), 1
+            fetch_images(annotated_tasks, fetch, labelling.value_key, settings.max_pixels), 1
         ):
-            freezing.add(task, pixels)
+            builder.add(task, pixels)
             if progress:
-                progress(number, len(annotated))
-        return freezing.finish([annotation for task in annotated for annotation in task.annotations], project)
+                progress(number, len(annotated_tasks))
+        return builder.finish([annotation for task in annotated_tasks for annotation in task.annotations], project)
 
 
 def _first_come(task: AnnotatedTask) -> tuple[Any, ...]:
-    """Of two tasks with the same image, the one with ground truth counts, else the one annotated last."""
+    """Sort key of tasks with the same image: one with ground truth counts, else the one annotated last."""
     return any(annotation.ground_truth for annotation in task.annotations), task.annotations[-1].updated_at, task.id
 
 
 class SnapshotBuilder:
-    """A snapshot while its images are added, those whose annotation wins first."""
+    """Builds a snapshot from its images; of equal images the first one added counts."""
 
     def __init__(self, writer: SnapshotWriter, labelling: Labelling, settings: SnapshotSettings) -> None:
         self._writer, self._labelling, self._settings = writer, labelling, settings
@@ -282,40 +282,41 @@ class SnapshotBuilder:
         self.left_out: list[LeftOut] = []
 
     def add(self, task: AnnotatedTask, pixels: TaskImage | str) -> None:
-        """Add a task's image with what counts of its annotations."""
+        """Add a task's image with its annotations that count."""
         if isinstance(pixels, str):
             self.left_out.append(LeftOut(task.id, None, "", pixels))
             return
         sha256 = pixels_sha256(pixels.image_rgb)
         if sha256 in self._task_of:
-            other = f"its image is also that of task {self._task_of[sha256]}, whose annotation is newer or ground truth"
-            self.left_out.append(LeftOut(task.id, None, "", other))
+            clash = f"its image is also that of task {self._task_of[sha256]}, whose annotation is newer or ground truth"
+            self.left_out.append(LeftOut(task.id, None, "", clash))
             return
         annotations = chosen_annotations(task.annotations, self._settings.choice)
-        objects, disputed, unreadable = self._vote(task, annotations, pixels.image_rgb.shape[:2])
-        if unreadable:
-            # What was drawn somewhere in it would be taught as background.
-            reason = f"{unreadable} of its outlines cannot be read, and where they lie is not known"
+        objects, disputed_objects, unreadable_count = self._vote(task, annotations, pixels.image_rgb.shape[:2])
+        if unreadable_count:
+            # Objects at unknown places would be taught as background.
+            reason = f"{unreadable_count} of its outlines cannot be read, and where they lie is not known"
             self.left_out.append(LeftOut(task.id, annotations[-1].id, "", reason))
             return
         self._task_of[sha256] = task.id
-        shown = self._shown(annotations[-1], pixels.image_rgb.shape[:2])
-        # Disputed objects take part, so that the predicted ones they came from do not look deleted.
-        corrections = find_corrections(shown, [*objects, *disputed], outline_px)
+        predicted_objects = self._shown(annotations[-1], pixels.image_rgb.shape[:2])
+        # Disputed objects are matched, too: else the predicted ones that they came from would look deleted.
+        corrections = find_corrections(predicted_objects, [*objects, *disputed_objects], outline_px)
         corrections = [
             correction
             for correction in corrections
             if correction.annotated is None or correction.annotated < len(objects)
         ]
-        self._write(task, annotations, pixels, [*objects, *disputed], corrections)
-        self._describe(task, annotations, sha256, shown, corrections)
+        self._write(task, annotations, pixels, [*objects, *disputed_objects], corrections)
+        self._describe(task, annotations, sha256, predicted_objects, corrections)
         for correction in corrections:
-            if shown and correction.vertices and correction.predicted is not None and correction.annotated is not None:
-                before_hw, after_hw = shown[correction.predicted].mask_hw, objects[correction.annotated].mask_hw
+            before, after = correction.predicted, correction.annotated
+            if predicted_objects and correction.vertices and before is not None and after is not None:
+                before_hw, after_hw = predicted_objects[before].mask_hw, objects[after].mask_hw
                 self._most_moved.add(pixels.image_rgb, before_hw, after_hw, correction, name=f"task {task.id}")
 
-    def finish(self, read: Sequence[Annotation], project: str) -> Path:
-        """Write everything. `read`: all annotations that were looked at: newer ones alone are news."""
+    def finish(self, annotations: Sequence[Annotation], project: str) -> Path:
+        """Write the snapshot. `annotations`: all that were read; later only newer ones count as new."""
         left_out = [
             {
                 "task": entry.task_id,
@@ -324,17 +325,17 @@ class SnapshotBuilder:
                 "reason": entry.reason,
                 "lost": entry.is_lost,
             }
-            for entry in sorted(self.left_out, key=lambda left: (left.task_id, left.annotation_id or 0, left.region_id))
+            for entry in sorted(self.left_out, key=lambda item: (item.task_id, item.annotation_id or 0, item.region_id))
         ]
-        held = self._writer.holdout_hashes()
+        holdout_hashes = self._writer.holdout_hashes()
         for entry in self._entries:
-            entry["part"] = "holdout" if entry["sha256"] in held else "train"
+            entry["part"] = "holdout" if entry["sha256"] in holdout_hashes else "train"
         report = build_correction_report(self._entries, left_out)
         sheet = self._most_moved.sheet()
         config = self._labelling.config
         try:
             return self._writer.finish(
-                newest_annotation_at=newest_time(read),
+                newest_annotation_at=newest_time(annotations),
                 annotation_ids=self._annotation_ids,
                 extra={
                     "choice": self._settings.choice,
@@ -354,34 +355,34 @@ class SnapshotBuilder:
     def _vote(
         self, task: AnnotatedTask, annotations: Sequence[Annotation], size_hw: tuple[int, ...]
     ) -> tuple[list[AnnotatedObject], list[AnnotatedObject], int]:
-        """The objects that count, those that annotators did not agree on, and how many outlines are broken."""
-        drawings, unreadable, ignored = [], 0, list[AnnotatedObject]()
+        """The objects that count, those that are disputed or ignored, and the number of unreadable outlines."""
+        drawings_of_annotators, unreadable_count, ignored_objects = [], 0, list[AnnotatedObject]()
         for annotation in annotations:
-            read = self._read(annotation.result, size_hw)
-            drawings.append(read.objects)
-            unreadable += read.nowhere
-            ignored += read.ignored
-            self.left_out += [LeftOut(task.id, annotation.id, region, reason) for region, reason in read.left_out]
-            self.left_out += [LeftOut(task.id, annotation.id, *note, is_lost=False) for note in read.notes]
-            if read.turned:
-                unreadable += max(1, len(read.objects))
-                self.left_out.append(LeftOut(task.id, annotation.id, "", read.turned))
-        if len(drawings) == 1:
-            return list(drawings[0]), self._in_every_class(ignored), unreadable
-        consensus = vote(drawings)
-        for drawn in consensus.disputed:
+            drawings = self._read(annotation.result, size_hw)
+            drawings_of_annotators.append(drawings.objects)
+            unreadable_count += drawings.nowhere
+            ignored_objects += drawings.ignored
+            self.left_out += [LeftOut(task.id, annotation.id, region, reason) for region, reason in drawings.left_out]
+            self.left_out += [LeftOut(task.id, annotation.id, *note, is_lost=False) for note in drawings.notes]
+            if drawings.turned:
+                unreadable_count += max(1, len(drawings.objects))
+                self.left_out.append(LeftOut(task.id, annotation.id, "", drawings.turned))
+        if len(drawings_of_annotators) == 1:
+            return list(drawings_of_annotators[0]), self._in_every_class(ignored_objects), unreadable_count
+        consensus = vote(drawings_of_annotators)
+        for annotated_object in consensus.disputed:
             reason = f"{len(annotations)} annotators do not agree on it: neither trained on nor background"
-            self.left_out.append(LeftOut(task.id, None, drawn.region_ids[0], reason))
-        return list(consensus.objects), [*consensus.disputed, *self._in_every_class(ignored)], unreadable
+            self.left_out.append(LeftOut(task.id, None, annotated_object.region_ids[0], reason))
+        return list(consensus.objects), [*consensus.disputed, *self._in_every_class(ignored_objects)], unreadable_count
 
-    def _in_every_class(self, ignored: Sequence[AnnotatedObject]) -> list[AnnotatedObject]:
-        """Regions of no known class as one of each class: judging ignores them by class."""
-        if not ignored:
+    def _in_every_class(self, ignored_objects: Sequence[AnnotatedObject]) -> list[AnnotatedObject]:
+        """Repeat regions of no known class for each class, since judging ignores regions by class."""
+        if not ignored_objects:
             return []
-        anywhere_hw = np.any([drawn.mask_hw for drawn in ignored], axis=0)
-        ids = tuple(region_id for drawn in ignored for region_id in drawn.region_ids)
-        together = replace(ignored[0], mask_hw=anywhere_hw, region_ids=ids)
-        return [replace(together, label=label) for label in self._labelling.classes]
+        union_hw = np.any([annotated_object.mask_hw for annotated_object in ignored_objects], axis=0)
+        ids = tuple(region_id for annotated_object in ignored_objects for region_id in annotated_object.region_ids)
+        merged_object = replace(ignored_objects[0], mask_hw=union_hw, region_ids=ids)
+        return [replace(merged_object, label=label) for label in self._labelling.classes]
 
     def _shown(self, annotation: Annotation, size_hw: tuple[int, ...]) -> list[AnnotatedObject] | None:
         if annotation.prediction is None:
@@ -390,8 +391,8 @@ class SnapshotBuilder:
 
     def _read(self, result: Sequence[Mapping[str, Any]], size_hw: tuple[int, ...]) -> Drawings:
         height, width = size_hw
-        ours = self._labelling
-        return read_drawings(result, width=width, height=height, config=ours.config, labels=ours.classes)
+        labelling = self._labelling
+        return read_drawings(result, width=width, height=height, config=labelling.config, labels=labelling.classes)
 
     def _write(
         self,
@@ -402,7 +403,7 @@ class SnapshotBuilder:
         corrections: Sequence[Correction],
     ) -> None:
         by_number = {correction.annotated: correction for correction in corrections if correction.annotated is not None}
-        rows = [_snapshot_object(drawn, by_number.get(number)) for number, drawn in enumerate(objects)]
+        rows = [_snapshot_object(item, by_number.get(number)) for number, item in enumerate(objects)]
         ids = [annotation.id for annotation in annotations]
         record = image_record(pixels.image_rgb, rows, self._labelling.classes, task_id=task.id, annotation_ids=ids)
         self._writer.add(record, pixels.image_rgb, pixels.file)
@@ -413,7 +414,7 @@ class SnapshotBuilder:
         task: AnnotatedTask,
         annotations: Sequence[Annotation],
         sha256: str,
-        shown: Sequence[AnnotatedObject] | None,
+        predicted_objects: Sequence[AnnotatedObject] | None,
         corrections: Sequence[Correction],
     ) -> None:
         prediction = annotations[-1].prediction
@@ -424,21 +425,21 @@ class SnapshotBuilder:
             task_id=task.id,
             annotation_ids=[annotation.id for annotation in annotations],
             seconds=sum(seconds) if seconds else None,
-            shown=shown is not None,
+            shown=predicted_objects is not None,
             model_version=prediction.model_version if prediction else "",
             prediction_score=prediction.score if prediction else None,
         )
         self._entries.append(entry)
 
 
-def _snapshot_object(drawn: AnnotatedObject, correction: Correction | None) -> SnapshotObject:
-    plain = SnapshotObject(
-        drawn.label, drawn.mask_hw, region_ids=drawn.region_ids, box_only=is_box(drawn), weight=0.0, disputed=True
+def _snapshot_object(source: AnnotatedObject, correction: Correction | None) -> SnapshotObject:
+    snapshot_object = SnapshotObject(
+        source.label, source.mask_hw, region_ids=source.region_ids, box_only=is_box(source), weight=0.0, disputed=True
     )
     if correction is None:
-        return plain
+        return snapshot_object
     return replace(
-        plain,
+        snapshot_object,
         correction=correction.kind,
         weight=correction.weight,
         moved_band_hw=correction.moved_band_hw,
@@ -447,7 +448,7 @@ def _snapshot_object(drawn: AnnotatedObject, correction: Correction | None) -> S
 
 
 def _predicted_values(config: LabelConfig) -> dict[str, list[str]]:
-    """Classes of a model that become each label, where the label config says so: finetuning can keep their heads."""
+    """Classes of a model for each label, where the label config names them: finetuning can keep their heads."""
     values: dict[str, list[str]] = {}
     for label in (label for control in config.controls for label in control.labels):
         if label.predicted_values:

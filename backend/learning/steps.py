@@ -30,13 +30,13 @@ STOP_GRACE_S = 120.0
 LOG_TAIL_LINES = 15
 FEW_SHOT, FINETUNE, JUDGE = "few-shot", "finetune", "judge"
 VERDICT_FILE, PROGRESS_FILE = "verdict.json", "progress.json"
-# (step, what it is given) -> its command line.
+# (step, its input) -> its command line.
 StepCommand = Callable[[str, Mapping[str, Any]], list[str]]
 
 
 def step_command(settings: Settings, step: str, request: Mapping[str, Any]) -> list[str]:
     """The command line of a step; a finetuning by several processes runs under torchrun."""
-    given: dict[str, dict[str, Any]] = {
+    options: dict[str, dict[str, Any]] = {
         FEW_SHOT: {"threads": settings.torch_threads},
         FINETUNE: {
             "base_sets": settings.finetune_base_sets,
@@ -52,16 +52,17 @@ def step_command(settings: Settings, step: str, request: Mapping[str, Any]) -> l
     launcher = [sys.executable]
     if step == FINETUNE and settings.train_processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={settings.train_processes}"]
-    return [*launcher, "-m", "backend.learning.steps", step, json.dumps({**request, **given[step]}, default=str)]
+    return [*launcher, "-m", "backend.learning.steps", step, json.dumps({**request, **options[step]}, default=str)]
 
 
 @dataclass(frozen=True)
 class ChildResult:
-    """How a child ended.
+    """The result of a child process.
 
     Attributes:
         code: exit status; negative: the signal that killed it.
         stopped_for: why it was asked to stop; "" when it was not.
+        tail: the last lines of its output.
     """
 
     code: int
@@ -76,7 +77,7 @@ def run_child(
 
     Args:
         look: called a few times a second, e.g. to read the child's progress.
-        stop_because: a reason ends the child politely; "" lets it go on.
+        stop_because: returns a reason to ask the child to end (SIGTERM), or "" to let it go on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / f"{name}.log"
@@ -107,7 +108,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             log.warning("the child did not end within %.0f s; killing it", STOP_GRACE_S)
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        # What it started itself goes too.
+        # Processes that the child started end, too.
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
@@ -117,7 +118,7 @@ def _tail(output: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that another process replaces atomically; {} while there is none."""
+    """Read a JSON object that another process replaces atomically; {} while there is none."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -126,7 +127,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def few_shot(*, base: str, incumbent: str, snapshot: str, out: str, classes: Sequence[str], threads: int) -> int:
-    """Leave OUT/checkpoint and OUT/folds.json, and keep OUT/progress.json up to date."""
+    """Write OUT/checkpoint and OUT/folds.json, and keep OUT/progress.json up to date."""
     import torch
 
     from training.fewshot.learn import learn_few_shot
@@ -147,14 +148,14 @@ def finetune(
     base_sets: Sequence[str],
     settings: Mapping[str, Any],
 ) -> int:
-    """Leave OUT/checkpoint and keep OUT/progress.json up to date; SIGTERM ends it with its state kept, status 1."""
+    """Write OUT/checkpoint and keep OUT/progress.json up to date; SIGTERM saves its state and ends it with status 1."""
     from training.finetune.finetune import FinetuneStopped
     from training.finetune.finetune import finetune as learn
     from training.finetune.plan import FinetuneSettings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     earlier = [Path(path) for path in replay]
-    wishes = FinetuneSettings(**settings)
+    finetune_settings = FinetuneSettings(**settings)
     try:
         learn(
             Path(active),
@@ -163,7 +164,7 @@ def finetune(
             classes=classes,
             replay=earlier,
             base_sets=base_sets,
-            settings=wishes,
+            settings=finetune_settings,
         )
     except FinetuneStopped as stop:
         print(stop, file=sys.stderr)
@@ -185,9 +186,9 @@ def judge(
     precision: str,
     shown_from: float,
 ) -> int:
-    """Leave OUT/verdict.json and OUT/report; 0 when the candidate may serve, 3 when it is refused.
+    """Write OUT/verdict.json and OUT/report; 0 when the candidate may serve, 3 when it is refused.
 
-    Beside the candidate's weights are written what bf16 costs it, where it may be served so, and the order of tasks.
+    The cost of bf16, where it may be served so, and the order of tasks are written beside the candidate's weights.
     """
     from backend.learning.annotation_cost import calibrated_order
     from model.files import write_text
@@ -197,23 +198,23 @@ def judge(
     from training.gate.holdout import DetectionCache, detect_with
     from training.gate.verdict import parse_rules
 
-    made, data = Path(candidate), Path(snapshot)
-    crossed = None if folds is None else Path(folds)
-    chosen = parse_rules(rules)
-    where = str(choose_device(device))
-    detect = DetectionCache(detect_with(where))
-    if precision == "auto" and where == "cpu":
-        record_bf16(made, data, chosen, detect)
-    order = calibrated_order(made, data, crossed, device=where, shown_from=shown_from)
+    checkpoint, data = Path(candidate), Path(snapshot)
+    folds_file = None if folds is None else Path(folds)
+    gate_rules = parse_rules(rules)
+    device_name = str(choose_device(device))
+    detect = DetectionCache(detect_with(device_name))
+    if precision == "auto" and device_name == "cpu":
+        record_bf16(checkpoint, data, gate_rules, detect)
+    order = calibrated_order(checkpoint, data, folds_file, device=device_name, shown_from=shown_from)
     verdict = rule(
-        made,
+        checkpoint,
         Path(incumbent),
         None if best is None else Path(best),
         data,
         earlier=[Path(path) for path in earlier],
-        rules=chosen,
+        rules=gate_rules,
         detect=detect,
-        folds=crossed,
+        folds=folds_file,
         out=Path(out) / "report",
     )
     write_text(Path(out) / VERDICT_FILE, json.dumps({**verdict.as_dict(), "order": order}))

@@ -1,7 +1,8 @@
-"""A worker of the queue `train`: runs one round at a time, stays small itself, and looks after the projects meanwhile.
+"""A worker of the queue `train`: runs one round at a time in child processes, and watches the projects meanwhile.
 
-A round: lock, record, steps, books, and what was asked meanwhile. Looking after: takes over from dead workers, looks
-for what is new, keeps titles right. A lock lets one worker look at a time. What is remembered can be seen again.
+A round: lock, record, steps, record again, then a request that came meanwhile. The watcher takes over rounds of dead
+workers, looks for new annotations and keeps titles up to date; a lock lets one worker watch at a time. All that it
+stores can be derived again.
 """
 
 from __future__ import annotations
@@ -44,18 +45,18 @@ from integration.label_studio.client import ClientError
 
 log = logging.getLogger(__name__)
 CANCELLED, STOPPING, LOST = "cancelled", "stopping", "lost"
-# A round whose worker was killed is begun once more, not for ever.
+# A round whose worker was killed is begun once more, then given up.
 MOST_ATTEMPTS = 2
 LOGS = ("finetune.log", "gate.log")
 
 
 @dataclass
 class Learner:
-    """One a worker process.
+    """Runs the rounds of one worker process.
 
     Attributes:
         worker: its name; the lock's owner begins with it.
-        is_stopping: the process was asked to end: the round is put back and goes on elsewhere.
+        is_stopping: whether the process was asked to end: the round is put back and goes on elsewhere.
     """
 
     settings: Settings
@@ -77,18 +78,18 @@ class Learner:
         self.command = self.command or functools.partial(step_command, self.settings)
 
     def stop(self) -> None:
-        """End what runs, whose round is put back."""
+        """Stop the current round, which is put back."""
         self.is_stopping = True
 
     def learn(self, project: str, run_id: str) -> str:
-        """Run the round that a request stands for; how it ended, "" when it is not wanted any more."""
+        """Run the round of a request; its final state, "" when the request is cancelled or already done."""
         owner = f"{self.worker}:{run_id}"
         give_up = time.monotonic() + 2 * self.settings.learning_lost_s
         while time.monotonic() < give_up and not self.is_stopping:
             with project_lock(self.connection, project, owner, lost_after_s=self.settings.learning_lost_s) as lock:
                 if lock.is_held:
                     return self._with_lock(project, run_id, lock)
-            # Its owner may have died a moment ago; its lock ends soon.
+            # The owner may have died a moment ago; its lock expires soon.
             time.sleep(0.2)
         if self.queue.current(project).get("run") == run_id:
             self.queue.put_back(project, run_id)
@@ -97,7 +98,7 @@ class Learner:
     def _with_lock(self, project: str, run_id: str, lock: RenewedLock) -> str:
         request = self.queue.current(project)
         if request.get("run") != run_id:
-            return ""  # cancelled, or done by somebody else
+            return ""  # cancelled, or done by another worker
         run = self.store.load(project, run_id) or Run(
             run_id, project, trigger=request["trigger"], requested_at=float(request.get("requested_at") or 0)
         )
@@ -137,11 +138,11 @@ class Learner:
         )
 
     def _follow(self, run: Run, progress: Progress) -> None:
-        """Label Studio being away now does not undo a promotion: whoever watches makes up for it later."""
+        """Show the version in Label Studio; where that fails, the promotion stays and the watcher tries again later."""
         progress.stage("label studio")
         try:
-            done = self.label_studio.follow(run.project).done
-            run.note = f"Set in Label Studio: {'; '.join(done)}." if done else ""
+            messages = self.label_studio.follow(run.project).messages
+            run.note = f"Set in Label Studio: {'; '.join(messages)}." if messages else ""
         except (ClientError, OSError) as error:
             run.note = f"Label Studio does not show the version yet: {error}"
             log.warning("project %s: %s", run.project, run.note)
@@ -152,7 +153,7 @@ class Learner:
             run.state, run.ended_at = runs.CANCELLED, time.time()
             self._close(run)
         elif reason == STOPPING:
-            # Not its fault: the attempt does not count.
+            # The round did not fail: the attempt does not count.
             run.attempts -= 1
             self.store.save(run)
             self.queue.revive(run.project, run.id, run.attempts, run.trigger)
@@ -165,7 +166,7 @@ class Learner:
         log.error("project %s: round %s failed: %s", run.project, run.id, error)
 
     def _close(self, run: Run) -> None:
-        """Record, logs, room on the disk, and whoever asked meanwhile."""
+        """Save record and logs, free the disk, and queue a request that was folded into the round."""
         current = self.queue.current(run.project)
         run.folded = current.get("folded", 0)
         work = self.settings.learning_folder / run.project / run.id
@@ -174,15 +175,15 @@ class Learner:
                 self.store.write(run, name, (work / name).read_bytes())
         self.store.save(run)
         shutil.rmtree(work, ignore_errors=True)
-        again = self.queue.end(run.project, run.id)
+        next_trigger = self.queue.end(run.project, run.id)
         log.info("project %s: round %s is %s", run.project, run.id, run.state)
-        if again and run.state != runs.CANCELLED:
-            # The next round looks for itself whether anything is newer.
-            self.queue.request(run.project, again)
+        if next_trigger and run.state != runs.CANCELLED:
+            # The next round checks itself whether anything is newer.
+            self.queue.request(run.project, next_trigger)
 
 
 def _is_held(lock: RenewedLock) -> bool:
-    """Asked of the queue server: a process that was frozen must not promote over what another has promoted since."""
+    """Ask the queue server: a process that was frozen must not promote over another one's later promotion."""
     try:
         return lock.renew()
     except redis.RedisError:
@@ -198,7 +199,7 @@ def run_train_worker(
 ) -> None:
     """Serve the queue `train` until SIGTERM or SIGINT. For the main thread of a process.
 
-    Asked to stop, it ends the training's process, which keeps its state, and puts the round back.
+    When asked to stop, it ends the training's process, which saves its state, and puts the round back.
     """
     connection = worker_connection(settings)
     require_queue_server(connection, settings)
@@ -209,13 +210,13 @@ def run_train_worker(
     watcher.start()
     log.info("worker %s takes trainings; registry %s", name, settings.registry)
     try:
-        # What the queue server forgot, the records in the registry still say: the watcher asks for it again.
+        # Requests that the queue server lost are still recorded in the registry: the watcher queues them again.
         serve_queue(
             lambda: run_next(learner),
             connection,
             StopSignal(learner.stop),
             burst=burst,
-            connected=lambda: trainer_heartbeat(connection, name),
+            on_connect=lambda: trainer_heartbeat(connection, name),
         )
     finally:
         watcher.stop.set()
@@ -236,16 +237,16 @@ def run_next(learner: Learner) -> bool:
 
 
 TICK_S = 1.0
-# Longer than looking at a project takes; a watcher that died holds up the others no longer.
+# Longer than a look at a project takes; a watcher that died delays the others by no more than this, in s.
 WATCH_LOST_S = 30.0
-# A request that is in no list was taken by a worker that died before it began; it is put back after this many s.
+# A queued request in no list was taken by a worker that died before it began; it is put back after this time, in s.
 LOST_REQUEST_S = 15.0
-# A flood of events makes at most one look in this many s.
+# However many events come, a project is looked at once in this time, in s.
 LEAST_PAUSE_S = 5.0
 
 
 class Watcher(threading.Thread):
-    """A thread beside the trainings of one worker."""
+    """Watches all projects, in a thread beside the trainings of one worker."""
 
     def __init__(self, learner: Learner) -> None:
         super().__init__(name="learning watcher", daemon=True)
@@ -269,16 +270,16 @@ class Watcher(threading.Thread):
                 log.exception("looking after the projects failed; trying again")
 
     def look_after_all(self) -> None:
-        """Take over what was left behind; look at each project whose time has come."""
-        known = {project.id: project for project in self.projects.all()}
-        for name in sorted({*known, *self.queue.projects(), *self.learner.store.projects()}):
+        """Take over rounds of dead workers; look at each project that is due."""
+        projects_by_id = {project.id: project for project in self.projects.all()}
+        for name in sorted({*projects_by_id, *self.queue.projects(), *self.learner.store.projects()}):
             self.adopt(name)
-        for name, project in known.items():
+        for name, project in projects_by_id.items():
             if self._is_due(name, project):
                 self.look(name)
 
     def adopt(self, project: str) -> str:
-        """Go on with a round whose worker died: once. The id of the round, "" when there was none."""
+        """Queue a round again whose worker died, once. The id of the round, "" when there was none."""
         if lock_owner(self.connection, project):
             return ""
         request = self.queue.current(project)
@@ -290,7 +291,7 @@ class Watcher(threading.Thread):
         run = self.learner.store.load(project, request["run"]) if request else next(iter(newest), None)
         if run is None or run.is_over:
             return self._forget(project, request)
-        # The round may have ended between these looks.
+        # Another worker may have taken the lock meanwhile.
         if lock_owner(self.connection, project):
             return ""
         if run.attempts >= MOST_ATTEMPTS:
@@ -308,7 +309,7 @@ class Watcher(threading.Thread):
         return str(request["run"])
 
     def _forget(self, project: str, request: dict[str, Any]) -> str:
-        """A worker died after its round was over."""
+        """Remove the request of a worker that died after its round was over."""
         if request:
             self.queue.end(project, request["run"])
         return ""
@@ -322,18 +323,18 @@ class Watcher(threading.Thread):
         self.queue.end(run.project, run.id)
 
     def look(self, project: str) -> str:
-        """Derive whether to train now; the trigger, "" for none."""
+        """Look for new annotations and queue a training where they call for one; the trigger, "" for none."""
         facts: dict[Any, Any] = {"at": time.time(), "error": "", "connected": 0}
         trigger = ""
         try:
-            looked = self._looked(project)
-            facts["new"] = looked.new_annotations
-            trigger = training_reason(looked, self.settings)
-            settled = self.learner.label_studio.follow(project)
-            facts["connected"] = int(settled.is_connected)
-            facts["title"] = settled.project
-            if settled.done:
-                facts["set"] = "; ".join(settled.done)
+            state = self._trigger_state(project)
+            facts["new"] = state.new_annotations
+            trigger = training_reason(state, self.settings)
+            update = self.learner.label_studio.follow(project)
+            facts["connected"] = int(update.is_connected)
+            facts["title"] = update.project
+            if update.messages:
+                facts["set"] = "; ".join(update.messages)
         except (ClientError, OSError, ValueError) as error:
             log.warning("project %s cannot be looked at: %s", project, error)
             facts["error"] = str(error)
@@ -342,18 +343,18 @@ class Watcher(threading.Thread):
             log.info("project %s: %s", project, self.queue.request(project, trigger).message)
         return trigger
 
-    def _looked(self, project: str) -> TriggerState:
+    def _trigger_state(self, project: str) -> TriggerState:
         newest_at = newest_trigger_state(self.learner.registry, self.learner.store, project)
         count = self.learner.label_studio.count_new(project, newest_at)
         last = next(iter(self.learner.store.newest(project, 1)), None)
         if last is None:
             return TriggerState(count)
-        went_wrong = last.state in (runs.FAILED, runs.CANCELLED) and not last.snapshot
-        failed_at = last.new_annotations if went_wrong else -1
+        has_failed = last.state in (runs.FAILED, runs.CANCELLED) and not last.snapshot
+        failed_at = last.new_annotations if has_failed else -1
         return TriggerState(count, (time.time() - last.ended_at) / 3600, failed_at)
 
     def _is_due(self, name: str, project: Project) -> bool:
-        """Soon after an event, and after a /setup while Label Studio did not list our backend yet."""
+        """Whether to look: after `learning_check_s`, or soon after an event or the first /setup."""
         state = read_trigger_state(self.connection, name)
         looked_at = float(state.get("at", 0))
         pause_s = time.time() - looked_at

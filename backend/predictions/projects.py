@@ -1,4 +1,4 @@
-"""What Label Studio sends, as far as we read it, and what of /setup is kept: /predict carries no address and no token.
+"""Schemas of Label Studio's requests, and the projects saved from /setup: /predict has no address and no token.
 
 Unknown keys are ignored.
 """
@@ -47,7 +47,7 @@ class TaskItem(_Request):
 
 
 class PredictParams(_Request):
-    """`context` is set by interactive requests: the region somebody has just drawn."""
+    """Parameters of /predict; interactive requests set `context`, the region somebody has just drawn."""
 
     context: dict[str, Any] | None = None
 
@@ -81,7 +81,7 @@ class SetupRequest(_Request):
     @field_validator("extra_params", mode="before")
     @classmethod
     def _object(cls, value: object) -> object:
-        """An object, or text that holds one; anything else is kept out without refusing the connection."""
+        """Accept an object, or text that holds one; drop anything else without refusing the connection."""
         if isinstance(value, str) and value.strip():
             try:
                 value = json.loads(value)
@@ -104,7 +104,7 @@ class Event(_Request):
 
     @property
     def project_id(self) -> int | None:
-        """Where something happened; None where the event does not say it."""
+        """Id of the event's project; None where the event has none."""
         number = self.project.get("id") if isinstance(self.project, dict) else None
         return number if type(number) is int and 0 < number < 10**18 else None
 
@@ -126,23 +126,23 @@ def output_settings(settings: Settings, extra_params: dict[str, Any] | None) -> 
 
     Extra parameters are what a team may type into Label Studio, e.g. {"score_threshold": 0.7}.
     """
-    ours: dict[str, Any] = {
+    fields: dict[str, Any] = {
         **dataclasses.asdict(Output()),
         "score_threshold": settings.score_threshold,
         "tolerance_px": settings.tolerance_px,
         "max_vertices": settings.max_vertices or None,
     }
     warnings = []
-    known = ", ".join(ours)
+    known_names = ", ".join(fields)
     for name, value in (extra_params or {}).items():
         if value is None:
             continue
         try:
-            ours[name] = getattr(Output(**{name: value}), name)
+            fields[name] = getattr(Output(**{name: value}), name)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
-            warnings.append(f"extra parameter {name}={str(value)[:80]!r} is ignored: {reason} (known: {known})")
-    return ours, tuple(warnings)
+            warnings.append(f"extra parameter {name}={str(value)[:80]!r} is ignored: {reason} (known: {known_names})")
+    return fields, tuple(warnings)
 
 
 # A project that has sent no /setup for this long, in s, is forgotten.
@@ -161,9 +161,9 @@ class Project:
         key: "<id>.<created unix>", as Label Studio names it to us.
         hostname: address of Label Studio as it sees itself; may be useless from another container.
         token: legacy token of the project's creator; a secret. Refused by servers with legacy tokens off.
-        model_version: what our answer to /setup was.
+        model_version: the version in our answer to /setup.
         reason: why nothing can be predicted for it, "" when something can.
-        notice: the same for Label Studio's pages, with what to do (integration.label_studio.notice).
+        notice: the reason for Label Studio's pages, with what to do (integration.label_studio.notice).
         is_believed: whether `hostname` and `token` may be used, see backend.api.access.
         changed_at: unix time of the last webhook event, which only says "look now".
     """
@@ -198,9 +198,9 @@ class Projects:
         self.connection = connection
 
     def save(self, project: Project) -> None:
-        """Remember a project for `LIFETIME_S`; the time of its last change survives.
+        """Save a project for `LIFETIME_S`; the time of its last change is kept.
 
-        So does a Label Studio that is believed: one that is not must not cut a project off from it.
+        A trusted address and token are kept, too: a later /setup with an untrusted address must not replace them.
 
         Raises:
             BadRequestError: there are `MOST_PROJECTS` others.
@@ -223,7 +223,7 @@ class Projects:
             pipe.execute()
 
     def get(self, key: str) -> Project:
-        """The project, or an empty one when it never called /setup."""
+        """The project of a key, or an empty one when it never called /setup."""
         row: Any = self.connection.hgetall(PROJECT + key)
         return _project(key, row)
 
@@ -232,14 +232,14 @@ class Projects:
         return sorted(text(member) for member in self.connection.smembers(PROJECTS))
 
     def all(self) -> list[Project]:
-        """All projects by key; those whose time is over are forgotten."""
+        """All projects by key; expired ones are removed from the list."""
         keys = self.all_keys()
         with self.connection.pipeline(transaction=False) as pipe:
             for key in keys:
                 pipe.hgetall(PROJECT + key)
             rows = pipe.execute()
-        if gone := [key for key, row in zip(keys, rows, strict=True) if not row]:
-            self.connection.srem(PROJECTS, *gone)
+        if expired_keys := [key for key, row in zip(keys, rows, strict=True) if not row]:
+            self.connection.srem(PROJECTS, *expired_keys)
         return [_project(key, row) for key, row in zip(keys, rows, strict=True) if row]
 
     def newest(self) -> list[Project]:
@@ -249,11 +249,11 @@ class Projects:
             for key in keys:
                 pipe.hget(PROJECT + key, "seen_at")
             seen_at = dict(zip(keys, (float(moment or 0) for moment in pipe.execute()), strict=True))
-        shown = sorted(keys, key=seen_at.__getitem__, reverse=True)[:MOST_SHOWN]
-        return [project for key in sorted(shown) if (project := self.get(key)).seen_at]
+        newest_keys = sorted(keys, key=seen_at.__getitem__, reverse=True)[:MOST_SHOWN]
+        return [project for key in sorted(newest_keys) if (project := self.get(key)).seen_at]
 
     def touch(self, project_id: int | str) -> None:
-        """Note that something changed in a project; events name it by id alone and may come doubled or not at all."""
+        """Note that something changed in a project; events name it by id only and may come twice or not at all."""
         for member in self.connection.smembers(PROJECTS):
             is_known = text(member).partition(".")[0] == str(project_id)
             if is_known and self.connection.exists(PROJECT + text(member)):
@@ -263,5 +263,5 @@ class Projects:
 def _project(key: str, row: Mapping[bytes, bytes]) -> Project:
     facts = {text(name): json.loads(value) for name, value in row.items()}
     facts["warnings"] = tuple(facts.get("warnings", ()))
-    known = {name: value for name, value in facts.items() if name in Project.__dataclass_fields__}
-    return replace(Project(key=key), **known)
+    fields = {name: value for name, value in facts.items() if name in Project.__dataclass_fields__}
+    return replace(Project(key=key), **fields)

@@ -1,7 +1,7 @@
-"""What an API process has answered "deferred", in a file, and asked for again should the queue server forget it.
+"""Deferred tasks of an API process, stored in a file and queued again if the queue server loses them.
 
-Label Studio does not ask twice. A queue server that was emptied, or that was restarted without its data, knows neither
-the tasks nor that somebody must deliver them; the API that made the promise does, also after it was killed itself.
+Label Studio does not ask twice. A queue server that was emptied, or restarted without its data, has lost the tasks and
+the note that they must be delivered; the API still has both in this file, even after it was killed itself.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS texts (name TEXT PRIMARY KEY, text TEXT) WITHOUT ROWI
 
 
 class PromiseKeeper:
-    """The promises of an API; a thread looks after them while there are any.
+    """Stores the deferred tasks ("promises") of an API; a thread compares them with the queue while there are any.
 
     Args:
         file: outlives the process. Only its user may read it: it has the tokens that Label Studio sent with /setup.
@@ -57,7 +57,7 @@ class PromiseKeeper:
         self._stop = threading.Event()
 
     def resume(self) -> None:
-        """Go on with what an earlier process has promised; a damaged file is put aside."""
+        """Continue with the promises of an earlier process; a damaged file is put aside."""
         try:
             count = self._mended(self._count_whole)
         except (sqlite3.Error, OSError) as error:
@@ -94,7 +94,7 @@ class PromiseKeeper:
         return int(count)
 
     def _count_whole(self) -> int:
-        """How many there are, after a look whether the file is whole."""
+        """Number of promises, after a check that the file is not damaged."""
         for (words,) in self._opened().execute("PRAGMA quick_check"):
             if words != "ok":
                 raise sqlite3.DatabaseError(words)
@@ -106,7 +106,7 @@ class PromiseKeeper:
             database.executemany("INSERT OR IGNORE INTO promises VALUES (?, ?, ?, ?)", rows)
 
     def _mended(self, action: Callable[[], Value]) -> Value:
-        """What the action gives; a damaged file is put aside for it. The queue server has what stood in it, too."""
+        """Run an action, again on a new file if the old one is damaged. The queue server still has what is lost."""
         with self._lock:
             try:
                 return action()
@@ -120,43 +120,43 @@ class PromiseKeeper:
         self._close()
         if self.file.stat().st_ino != self._inode:
             return  # another API process has done it
-        aside = self.file.with_name(f"{self.file.name}.damaged-{uuid.uuid4().hex[:8]}")
-        self.file.rename(aside)
-        log.error("%s is damaged (%s); it lies in %s now, and a new one is begun", self.file, error, aside.name)
+        damaged_file = self.file.with_name(f"{self.file.name}.damaged-{uuid.uuid4().hex[:8]}")
+        self.file.rename(damaged_file)
+        log.error("%s is damaged (%s); it lies in %s now, and a new one is begun", self.file, error, damaged_file.name)
 
     def look(self) -> list[str]:
-        """Forget what was delivered or ended with a reason, ask again for what the queue server forgot; ids of these.
+        """Drop promises that were delivered or failed, queue again those that the queue server lost; ids of the latter.
 
         Raises:
             RedisError: it does not answer; another look will do.
         """
         with self._lock:
             ids = [job_id for (job_id,) in self._opened().execute("SELECT job FROM promises")]
-        forgotten = []
+        forgotten_ids = []
         for start in range(0, len(ids), CHUNK):
-            forgotten += self._look_at(ids[start : start + CHUNK])
-        return forgotten
+            forgotten_ids += self._look_at(ids[start : start + CHUNK])
+        return forgotten_ids
 
     def _look_at(self, ids: list[str]) -> list[str]:
-        waiting = self.deliveries.deferred_of(ids)
-        others = [job_id for job_id in ids if job_id not in waiting]
-        notes = self.queue.records.fields(others, "state", "delivery")
-        ended = [
+        deferred = self.deliveries.deferred_of(ids)
+        other_ids = [job_id for job_id in ids if job_id not in deferred]
+        notes = self.queue.records.fields(other_ids, "state", "delivery")
+        settled_ids = [
             job_id
-            for job_id in others
+            for job_id in other_ids
             if notes[job_id][1] in ("answered", "pushed") or notes[job_id][0] in (FAILED, PARKED)
         ]
-        forgotten = [job_id for job_id in others if job_id not in set(ended)]
+        forgotten_ids = [job_id for job_id in other_ids if job_id not in set(settled_ids)]
         self._restore_projects()
-        if forgotten:
-            self._ask_again(forgotten)
+        if forgotten_ids:
+            self._ask_again(forgotten_ids)
         with self._lock, self._opened() as database:
-            database.executemany("DELETE FROM promises WHERE job = ?", [(job_id,) for job_id in ended])
+            database.executemany("DELETE FROM promises WHERE job = ?", [(job_id,) for job_id in settled_ids])
             database.execute("DELETE FROM texts WHERE NOT EXISTS (SELECT 1 FROM promises)")
-        return forgotten
+        return forgotten_ids
 
     def _restore_projects(self) -> None:
-        """Without its address nothing can be pushed into a project, and its next /setup may be far."""
+        """Save projects again that the queue server lost: nothing can be pushed without the address from /setup."""
         with self._lock:
             rows = self._opened().execute("SELECT text FROM texts WHERE name IN (SELECT project FROM promises)")
             projects = [_made(Project, json.loads(text)) for (text,) in rows]
@@ -171,12 +171,12 @@ class PromiseKeeper:
             rows = [row for job_id in ids for row in self._opened().execute(query, (job_id,))]
         jobs = [_made(PredictionJob, json.loads(job) | {"label_config": json.loads(config)}) for job, config in rows]
         self.queue.submit(jobs)
-        # A push may have been under way: the pusher looks in Label Studio first.
+        # A push may have been under way, so the pusher checks in Label Studio first.
         facts = {job.id: {"project": job.project, "task": job.task["id"], "uncertain": True} for job in jobs}
         self.deliveries.defer(DeliveryClaim("promises:0:0", tuple(facts)), facts)
 
     def _opened(self) -> sqlite3.Connection:
-        """The database; what was written outlives a crash of the machine, too."""
+        """The open database; what was written survives a crash of the machine, too."""
         if self._database is None:
             self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(self.file, os.O_RDWR | os.O_CREAT, 0o600))
@@ -187,7 +187,7 @@ class PromiseKeeper:
         return self._database
 
     def close(self) -> None:
-        """End the thread and close the file; for a process that goes on."""
+        """End the thread and close the file; only needed where the process goes on."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -218,5 +218,5 @@ class PromiseKeeper:
 
 
 def _made(kind: type[Value], facts: dict[str, Any]) -> Value:
-    """An object from what an earlier release may have noted: fields that are no more are left out."""
+    """Build an object from stored facts; fields of an earlier release that no longer exist are left out."""
     return kind(**{name: value for name, value in facts.items() if name in kind.__dataclass_fields__})  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""Interactive requests: what a task was asked last, and the answer where no promptable model is installed.
+"""Interactive requests: the last prompt of each task, and the answer where no promptable model is installed.
 
-There the outlines that exist are chosen from: a click takes the smallest object under it, a box the object that fills
-it best. `integration.label_studio.prompts` reads what the editor sends.
+Such an answer is one of the predicted outlines: a click selects the smallest object under it, a box the object that
+fills it best. `integration.label_studio.prompts` reads what the editor sends.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from integration.label_studio.tasks import Prediction, Region
 from integration.regions.shapes import decode_bitmask, decode_brush_mask
 from model.instance import box_of
 
-# An object must overlap the drawn box at least this much (intersection over union of boxes) to be meant by it.
+# A box selects an object that overlaps it at least this much (intersection over union of boxes).
 LEAST_OVERLAP = 0.1
-# What a task was asked is remembered this long, in s; larger records (a brush stroke over a whole image) are not.
+# The last prompt of a task is kept this long, in s; larger records (a brush stroke over a whole image) are not.
 MEMORY_S = 600
 MOST_BYTES = 2**16
 
 
 class PromptMemory:
-    """What each task was asked last, in Redis: any API process may get the next click."""
+    """The last prompt of each task, in Redis: any API process may get the next click."""
 
     def __init__(self, connection: Redis) -> None:
         self.connection = connection
 
     def get(self, project: str, task: object) -> EarlierPrompt | None:
-        """What the task of a project was asked last; None after `MEMORY_S`, and for clients without a project."""
+        """The last prompt of a project's task; None after `MEMORY_S`, and for clients without a project."""
         record: Any = self.connection.get(prompted_key(project, task)) if project else None
         return json.loads(record) if record else None
 
     def save(self, project: str, task: object, prompt: EarlierPrompt | None) -> None:
-        """Remember what the task was asked; None forgets it."""
+        """Store the last prompt of a task; None deletes it."""
         record = json.dumps(prompt) if prompt else ""
         if project and record and len(record) <= MOST_BYTES:
             self.connection.set(prompted_key(project, task), record, ex=MEMORY_S)
@@ -47,7 +47,7 @@ class PromptMemory:
 
 
 def chosen_regions(prediction: Prediction, context: Mapping[str, Any]) -> Prediction:
-    """The prediction with only the region that the newest prompt means; all of it when no prompt can be read."""
+    """Keep only the region that the newest prompt selects; all regions when no prompt can be read."""
     prompts = [box for region in context.get("result") or [] if (box := bounds_pct(region)) is not None]
     if not prompts:
         return prediction
@@ -56,12 +56,12 @@ def chosen_regions(prediction: Prediction, context: Mapping[str, Any]) -> Predic
     best = _at_point(boxes, *prompts[-1][:2]) if is_point(prompts[-1]) else _in_box(boxes, prompts[-1])
     # An object may be several entries of one id: geometry and label of tags of their own.
     name = best.get("id") if best else None
-    chosen = [region for region in prediction["result"] if region is best or (name and region.get("id") == name)]
-    return {**prediction, "result": chosen}
+    regions = [region for region in prediction["result"] if region is best or (name and region.get("id") == name)]
+    return {**prediction, "result": regions}
 
 
 def _bounds(region: Region) -> Box | None:
-    """Bounding box in percent, of a painted mask too; None of empty masks."""
+    """Bounding box in percent, of a painted mask too; None for empty masks."""
     mask_hw = _painted(region)
     if mask_hw is None:
         return bounds_pct(region)

@@ -40,12 +40,12 @@ UNDEFINED_KEY = "$undefined$"
 # Threads that must stay free for /health, /setup and webhooks while others wait for predictions.
 SPARE_THREADS = 8
 DEFERRED: dict[str, Any] = {"results": []}
-# A second request for one task answers this much after the first, in s, so that Label Studio has stored it by then.
+# A second request for the same task is answered this long after the first, in s: Label Studio has stored it by then.
 STORE_S = 0.3
 # A longer value of a task's image key is not an address but the image itself.
 LONGEST_ADDRESS = 4096
-# A claim outlives its request's deadline by at least this, in s: on a busy machine what follows the deadline takes a
-# while. One that has ended all the same is deferred unless somebody else holds it by then.
+# A claim outlives its request's deadline by at least this, in s: on a busy machine the work after the deadline takes a
+# while. A task whose claim has ended all the same is deferred, unless another request has claimed it by then.
 CLAIM_GRACE_S = 5.0
 
 
@@ -63,16 +63,16 @@ class Predictions:
         self._waiting = threading.BoundedSemaphore(max(1, settings.api_threads - SPARE_THREADS))
 
     def answer(
-        self, request: PredictRequest, model: ServedModel, request_id: str, asker: Requester | None = None
+        self, request: PredictRequest, model: ServedModel, request_id: str, requester: Requester | None = None
     ) -> dict[str, Any]:
         """The body for Label Studio.
 
         Args:
-            asker: knows whether the client has hung up; its tasks are dropped then, unless they can be pushed later.
+            requester: knows whether the client hung up; its tasks are dropped then, unless they can be pushed later.
 
         Raises:
-            UnsupportedConfigError: the label config has nothing that this model can fill, and a prompt or a client
-                without a project asks. (A project's tasks get empty predictions that say so.)
+            UnsupportedConfigError: the label config has nothing that this model can fill, in a request with a prompt or
+                without a project. (A project's tasks get empty predictions that say so.)
             TaskError, DeadlineError: an interactive request could not be answered.
         """
         if len(request.tasks) > self.settings.max_tasks_per_request:
@@ -82,17 +82,17 @@ class Predictions:
             )
         project = self.projects.get(request.project) if request.project else Project(key="")
         xml = request.label_config or project.label_config
-        asker = asker or Requester()
+        requester = requester or Requester()
         if request.params.context is not None:
             if version := prompt_version(self.settings):
-                return self._prompted(project, request, version, request_id, xml, asker)
+                return self._prompted(project, request, version, request_id, xml, requester)
             jobs = self.jobs(project, request.tasks, model, request_id, label_config=xml)
-            return self._interactive(jobs, request.params.context, asker)
+            return self._interactive(jobs, request.params.context, requester)
         if project.key and (notice := project_notice(self.settings, xml, model)):
             # Stored under the sentence as its version: Label Studio shows nothing else of an answer.
             return {"results": [{"result": [], "score": None, "model_version": notice} for _ in request.tasks]}
         jobs = self.jobs(project, request.tasks, model, request_id, label_config=xml)
-        return self._ordinary(jobs, project, request_id, asker)
+        return self._ordinary(jobs, project, request_id, requester)
 
     def jobs(
         self,
@@ -103,7 +103,7 @@ class Predictions:
         *,
         label_config: str = "",
     ) -> list[PredictionJob]:
-        """What is to be computed for tasks of a project; the label config is the project's unless another is given."""
+        """Build the jobs for tasks of a project; the label config is the project's unless another is given."""
         xml = label_config or project.label_config
         config = parse_label_config(xml)
         if reason := unusable_because(config, model):
@@ -112,9 +112,9 @@ class Predictions:
         return [_job(task, project.key, xml, config.value_key, model.version, output, request_id) for task in tasks]
 
     def _prompted(
-        self, project: Project, request: PredictRequest, version: str, request_id: str, xml: str, asker: Requester
+        self, project: Project, request: PredictRequest, version: str, request_id: str, xml: str, requester: Requester
     ) -> dict[str, Any]:
-        """The promptable model's answer: one object a task; nothing where clicks were taken back.
+        """Answer with the promptable model: one object a task; nothing where clicks were taken back.
 
         Raises:
             UnsupportedConfigError: the label config has no control that an outline fits.
@@ -127,7 +127,7 @@ class Predictions:
         results: list[Any] = []
         for task in request.tasks:
             try:
-                prompt, remembered = with_earlier(
+                prompt, earlier_prompt = with_earlier(
                     read_prompt(context, config),
                     self.prompted.get(project.key, task.id),
                     region_ids(task.drafts) | region_ids(task.annotations),
@@ -140,22 +140,22 @@ class Predictions:
             except PromptError as error:
                 raise TaskError(f"The prompt cannot be used: {error}.") from error
             job = _job(task, project.key, xml, config.value_key, version, output, request_id)
-            results += self._interactive([replace(job, prompt=dict(prompt))], None, asker)["results"]
-            if remembered:
+            results += self._interactive([replace(job, prompt=dict(prompt))], None, requester)["results"]
+            if earlier_prompt:
                 ids = [region["id"] for region in results[-1]["result"]]
-                self.prompted.save(project.key, task.id, {**remembered, "answer_ids": ids})
+                self.prompted.save(project.key, task.id, {**earlier_prompt, "answer_ids": ids})
         return {"results": results}
 
     def _interactive(
-        self, jobs: Sequence[PredictionJob], context: dict[str, Any] | None, asker: Requester
+        self, jobs: Sequence[PredictionJob], context: dict[str, Any] | None, requester: Requester
     ) -> dict[str, Any]:
         deadline_s = self.settings.interactive_deadline_s
-        ended = self.queue.ask(jobs, until=time.monotonic() + deadline_s, interactive=True, asker=asker)
-        # Nobody looks at the screen any more, or was told to try again: what still waits is dropped.
-        self.queue.leave(asker)
+        outcomes = self.queue.ask(jobs, until=time.monotonic() + deadline_s, interactive=True, requester=requester)
+        # The annotator has gone, or will be told to try again: what still waits is dropped.
+        self.queue.leave(requester)
         results = []
         for job in jobs:
-            outcome = ended.get(job.id)
+            outcome = outcomes.get(job.id)
             if outcome is None:
                 raise DeadlineError(f"Not ready within {deadline_s:.0f} s.", "Try again in a moment.")
             if outcome.prediction is None:
@@ -165,60 +165,60 @@ class Predictions:
         return {"results": results}
 
     def _ordinary(
-        self, jobs: Sequence[PredictionJob], project: Project, request_id: str, asker: Requester
+        self, jobs: Sequence[PredictionJob], project: Project, request_id: str, requester: Requester
     ) -> dict[str, Any]:
         until = time.monotonic() + self.settings.predict_deadline_s
-        unique = list(dict.fromkeys(job.id for job in jobs))
+        job_ids = list(dict.fromkeys(job.id for job in jobs))
         claim = DeliveryClaim()
         if self._is_label_studio(project, jobs):
             lifetime_s = self.settings.predict_deadline_s * 1.5 + CLAIM_GRACE_S
-            claim = self.deliveries.claim(request_id, unique, lifetime_s=lifetime_s)
+            claim = self.deliveries.claim(request_id, job_ids, lifetime_s=lifetime_s)
         try:
-            ended = self._wait(jobs, until, asker)
+            outcomes = self._wait(jobs, until, requester)
         except BaseException:
-            # Where this fails too the claims end by themselves; nothing that was deferred is lost by it.
+            # If this fails, too, the claims expire by themselves; no deferred task is lost.
             with contextlib.suppress(RedisError):
                 self.deliveries.abandon(claim)
             raise
-        if len(ended) < len(unique):
-            answer = self._defer(jobs, ended, project, claim)
-            if asker.is_gone():
-                # After deferring: what will be pushed is still wanted.
-                self.queue.leave(asker)
+        if len(outcomes) < len(job_ids):
+            answer = self._defer(jobs, outcomes, project, claim)
+            if requester.is_gone():
+                # Only after deferring: tasks that will be pushed must not be dropped.
+                self.queue.leave(requester)
             return answer
-        good = [job_id for job_id in unique if ended[job_id].prediction is not None]
-        if not self.deliveries.release_if_all_held(claim, good, keep_s=self.settings.result_ttl_s):
-            return self._leave_to_others(jobs, ended, project, claim, until)
-        if len(good) < len(unique):
+        predicted_ids = [job_id for job_id in job_ids if outcomes[job_id].prediction is not None]
+        if not self.deliveries.release_if_all_held(claim, predicted_ids, keep_s=self.settings.result_ttl_s):
+            return self._leave_to_others(jobs, outcomes, project, claim, until)
+        if len(predicted_ids) < len(job_ids):
             self.deliveries.abandon(claim)
-        return _results(jobs, ended)
+        return _results(jobs, outcomes)
 
-    def _wait(self, jobs: Sequence[PredictionJob], until: float, asker: Requester) -> dict[str, JobOutcome]:
+    def _wait(self, jobs: Sequence[PredictionJob], until: float, requester: Requester) -> dict[str, JobOutcome]:
         has_place = self._waiting.acquire(blocking=False)
         if not has_place:
             log.warning("all %d waiting places are taken; a request is deferred", self.settings.api_threads)
             until = time.monotonic()
-        ended: dict[str, JobOutcome] = {}
+        outcomes: dict[str, JobOutcome] = {}
         try:
-            ended = self.queue.ask(jobs, until=until, asker=asker)
-            return ended
+            outcomes = self.queue.ask(jobs, until=until, requester=requester)
+            return outcomes
         finally:
             if has_place:
                 self._waiting.release()
-            if any(job.id not in ended for job in jobs):
-                # Long enough to defer what was not ready; whoever asks again meanwhile finds it in the queue.
-                self.queue.stay(asker, self.settings.abandoned_s)
+            if any(job.id not in outcomes for job in jobs):
+                # Long enough to defer what is not ready; a repeated request meanwhile finds its tasks in the queue.
+                self.queue.stay(requester, self.settings.abandoned_s)
 
     def _defer(
-        self, jobs: Sequence[PredictionJob], ended: dict[str, JobOutcome], project: Project, claim: DeliveryClaim
+        self, jobs: Sequence[PredictionJob], outcomes: dict[str, JobOutcome], project: Project, claim: DeliveryClaim
     ) -> dict[str, Any]:
         facts = {
             job.id: {"project": project.key, "task": job.task["id"]}
             for job in jobs
-            if job.id not in ended or ended[job.id].prediction is not None
+            if job.id not in outcomes or outcomes[job.id].prediction is not None
         }
         if not claim.job_ids:
-            # Nothing can be pushed: a client asks again, but Label Studio does not.
+            # Nothing can be pushed. Other clients ask again, Label Studio does not.
             if re.fullmatch(r"[0-9]{1,18}\.[0-9]+", project.key) and not self._has_address(project):
                 raise QueueUnavailableError(
                     f"The address of Label Studio's project {project.id} is not known, so late predictions of it "
@@ -226,9 +226,9 @@ class Predictions:
                     "Open Settings > Model in Label Studio and save, or set LABEL_STUDIO_URL for good.",
                 )
             return DEFERRED
-        # What the queue server forgot while we waited would be deferred and never computed.
-        forgotten = set(self.queue.records.look(list(facts))[1])
-        self.queue.submit([job for job in jobs if job.id in forgotten])
+        # Tasks that the queue server lost while we waited must be queued again, or they would never be computed.
+        forgotten_ids = set(self.queue.records.look(list(facts))[1])
+        self.queue.submit([job for job in jobs if job.id in forgotten_ids])
         if self.deliveries.defer(claim, facts):
             raise QueueUnavailableError(
                 "The queue server forgot tasks while they were handed over.", "Retrieve the predictions again."
@@ -239,7 +239,7 @@ class Predictions:
         return DEFERRED
 
     def _is_label_studio(self, project: Project, jobs: Sequence[PredictionJob]) -> bool:
-        """Whoever has no address, or no numbers for ids, is none: nothing can be pushed there or stored twice."""
+        """Whether a request comes from Label Studio: without an address and numeric ids nothing can be pushed there."""
         ids = [project.id, *(str(job.task["id"]) for job in jobs)]
         return self._has_address(project) and all(re.fullmatch(r"[0-9]{1,18}", number) for number in ids)
 
@@ -249,13 +249,13 @@ class Predictions:
     def _leave_to_others(
         self,
         jobs: Sequence[PredictionJob],
-        ended: dict[str, JobOutcome],
+        outcomes: dict[str, JobOutcome],
         project: Project,
         claim: DeliveryClaim,
         until: float,
     ) -> dict[str, Any]:
-        """Another request delivers (some of) these tasks: push what is ours, and answer when it has."""
-        answer = self._defer(jobs, ended, project, claim)
+        """Defer: another request delivers some of these tasks. For a single task, wait until it has."""
+        answer = self._defer(jobs, outcomes, project, claim)
         if len(claim.job_ids) == 1:
             while self.deliveries.is_claimed(claim.job_ids[0]) and time.monotonic() < until:
                 time.sleep(0.05)
@@ -274,7 +274,7 @@ def _job(
     task: TaskItem, project: str, xml: str, value_key: str, version: str, output: dict[str, Any], request_id: str
 ) -> PredictionJob:
     value = task.data.get(value_key, task.data.get(UNDEFINED_KEY))
-    # Only the image travels; when its key is missing the worker's error shall name what is there instead.
+    # Only the image is queued; when its key is missing, all data is, so that the worker's error can name the keys.
     data = task.data if value is None else {value_key: value}
     if value is None:
         try:
@@ -282,7 +282,7 @@ def _job(
         except ImageError:
             value = None
     image = str(value)
-    if len(image) > LONGEST_ADDRESS:  # an image that is inside its task need not travel twice
+    if len(image) > LONGEST_ADDRESS:  # the image itself, which the job already has in its task
         image = f"sha256:{hashlib.sha256(image.encode(errors='surrogatepass')).hexdigest()}"
     return PredictionJob(
         project=project,
@@ -295,12 +295,12 @@ def _job(
     )
 
 
-def _results(jobs: Sequence[PredictionJob], ended: dict[str, JobOutcome]) -> dict[str, Any]:
+def _results(jobs: Sequence[PredictionJob], outcomes: dict[str, JobOutcome]) -> dict[str, Any]:
     """Results in task order; `[]` and an entry in `errors` for a failed task."""
     results: list[Any] = []
     errors = []
     for job in jobs:
-        outcome = ended[job.id]
+        outcome = outcomes[job.id]
         results.append(outcome.prediction if outcome.prediction is not None else [])
         if outcome.prediction is None:
             errors.append({"task": job.task["id"], "error": outcome.error, "hint": outcome.hint})

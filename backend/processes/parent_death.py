@@ -2,9 +2,9 @@
 
     python -m backend.processes.parent_death PARENT_PID LOCK_FILE PROGRAM [ARGUMENT...]
 
-runs one program that ends with the process that asked for it, and never twice with one lock. The tie and the lock both
+runs a program that ends with its parent, and only one at a time for each lock file. The death signal and the lock both
 survive `exec`, so this process becomes the program. A training whose worker was killed gets SIGTERM, saves its state
-and ends; the one that goes on waits here until it has.
+and ends; its successor waits for the lock until then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 # linux/prctl.h: the signal this process gets when its parent dies.
 PR_SET_PDEATHSIG = 1
-# Loaded here: between fork and exec the lock of the dynamic linker may be held by a thread that is not there any more.
+# Loaded at import: between fork and exec a thread that no longer exists may hold the lock of the dynamic linker.
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform.startswith("linux") else None
 
 
@@ -38,7 +38,7 @@ def die_with_parent(parent_pid: int, death_signal: int = signal.SIGTERM) -> None
 
 
 def ends_with_parent(death_signal: int = signal.SIGKILL) -> Callable[[], None]:
-    """For `preexec_fn`: the process to be started gets a signal when this one dies, however it dies."""
+    """Make a `preexec_fn`: the started process gets a signal when this one dies, however it dies."""
     return functools.partial(die_with_parent, os.getpid(), death_signal)
 
 
@@ -48,7 +48,7 @@ def bound_command(command: list[str], lock: Path) -> list[str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Tie, lock, become the program."""
+    """Set the death signal, take the lock, become the program."""
     parent, lock, *command = arguments
     die_with_parent(int(parent), signal.SIGTERM)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)

@@ -1,7 +1,8 @@
-"""Which demo or service runs on this machine: a state file each, so that other commands find it by themselves.
+"""State files of the demos and services that run on this machine, so that other commands find them.
 
 A file lies in the user's state folder (`XDG_STATE_HOME`, else ~/.local/state), readable by the user alone, because the
-address of an embedded queue server holds its password. It goes with its process; one left behind by a kill is ignored.
+address of an embedded queue server holds its password. It is removed when its process ends; one left behind by a kill
+is ignored.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class RunningService:
     """A running demo or service.
 
     Attributes:
-        started_at: the kernel's start time of that process, so that a number given anew is no mistake.
+        started_at: the kernel's start time of that process, so that a reused pid is not mistaken for it.
         settings: values of `TAKEN_OVER`, for a demo also those of `LABEL_STUDIO`.
     """
 
@@ -57,7 +58,7 @@ def state_folder() -> Path:
 
 @contextlib.contextmanager
 def announced(kind: str, settings: Settings) -> Iterator[None]:
-    """Keep a state file while the service runs; without a writable folder, do without."""
+    """Keep a state file while the service runs; none where the folder cannot be written."""
     names = TAKEN_OVER + (LABEL_STUDIO if kind == "demo" else ())
     values = {name: _plain(getattr(settings, name)) for name in names}
     if values["registry"] and "://" not in values["registry"]:
@@ -94,24 +95,24 @@ def running_services() -> list[RunningService]:
 
 
 def load_settings_of_running(**options: Any) -> Settings:
-    """Settings for a command beside a service: options, then the environment, then the newest running service.
+    """Load settings for a command beside a service: options, then environment, then the newest running service.
 
-    Where a queue server is named by an option or the environment, no other service is looked for. Says on standard
-    error which one is used.
+    Where an option or the environment names a queue server, no running service is used. Standard error says which one
+    is.
     """
     settings = load_settings(**options)
     services = running_services()
     if settings.redis_url or not services:
         return settings
     service = services[-1]
-    given = {name for name, value in options.items() if value is not None}
-    given |= {name for name in TAKEN_OVER if PREFIX + name.upper() in os.environ}
+    given_names = {name for name, value in options.items() if value is not None}
+    given_names |= {name for name in TAKEN_OVER if PREFIX + name.upper() in os.environ}
     if settings.label_studio_url:
-        given |= set(LABEL_STUDIO)
-    values = {name: value for name, value in service.settings.items() if name not in given and value != ""}
-    others = f"; {len(services) - 1} more run, name another with --redis-url" if len(services) > 1 else ""
+        given_names |= set(LABEL_STUDIO)
+    values = {name: value for name, value in service.settings.items() if name not in given_names and value != ""}
+    note = f"; {len(services) - 1} more run, name another with --redis-url" if len(services) > 1 else ""
     page = status_url(service.settings["host"], int(service.settings["port"]))
-    click.echo(f"Uses the {service.kind} that runs here, {page}{others}.", err=True)
+    click.echo(f"Uses the {service.kind} that runs here, {page}{note}.", err=True)
     return load_settings(**{**options, **values})
 
 
@@ -122,7 +123,7 @@ def _plain(value: Any) -> str:
 
 
 def _start_time(pid: int) -> str:
-    """Field 22 of /proc/PID/stat; "" where there is no such file."""
+    """Start time of a process, field 22 of /proc/PID/stat; "" where there is no such file."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

@@ -19,22 +19,22 @@ from backend.settings import PREFIX, Settings, unknown_variables
 
 # Folders that a command may choose for its children.
 PLACES = ("registry", "registry_cache", "learning_folder", "promises_folder")
-# Workers of whole images leave the processor to a prompt: somebody looks at the screen for it.
+# Workers of whole images yield the processor to prompts, for which an annotator waits.
 NICE = ("nice", "-n", "5")
 # Loading torch and the model takes seconds, on a starved machine many minutes.
 WORKER_START_S = 900.0
 
 
 def warn_of_unknown_variables() -> None:
-    """Warn on standard error of TRANSFINER_* variables that no setting reads, with the likely meant name."""
+    """Warn on standard error of TRANSFINER_* variables that no setting reads, with the closest name."""
     for name, close in unknown_variables().items():
         click.echo(f"Warning: nobody reads {name}." + (f" Did you mean {close}?" if close else ""), err=True)
 
 
 def service_children(settings: Settings) -> tuple[list[Child], Settings]:
-    """The programs of the service in starting order, and the settings they run with (addresses filled in).
+    """List the programs of the service in starting order, and the settings they run with (addresses filled in).
 
-    For `Supervisor`; other commands add children of their own behind these.
+    For `Supervisor`; other commands append children of their own.
     """
     from backend.versions.resolve import prompt_version, read_served_model
 
@@ -61,16 +61,15 @@ def service_children(settings: Settings) -> tuple[list[Child], Settings]:
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:
-    """Variables that make a child see the same settings; only those that a command line can change."""
+    """Environment variables that give a child the same settings; only those that a command line can change."""
     names = ("host", "port", "redis_url", "model", "device", *PLACES)
     return {PREFIX + name.upper(): str(getattr(settings, name)) for name in names}
 
 
 def _queue_worker_child(settings: Settings, queue: str) -> Child:
-    """A worker of one queue, which nothing waits for.
+    """A worker of one queue; the start does not wait until it is ready.
 
-    Until the interactive one is there, the other workers answer prompts. The one for trainings is small while it waits;
-    a training that runs gets the time to save its state.
+    Until the interactive worker is ready, the others answer prompts. A training gets `drain_s` to save its state.
     """
     return Child(
         f"{queue}-worker",
@@ -117,7 +116,7 @@ def _workers_alive(settings: Settings, count: int) -> Callable[[], bool]:
 
 
 def _checked_port(settings: Settings) -> int:
-    """The port to listen on, chosen by the system for 0; taken ones are an error now, not a dying child later."""
+    """The port to listen on, chosen by the system for 0. Raises StartError at once when it is in use."""
     with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

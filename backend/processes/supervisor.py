@@ -1,4 +1,4 @@
-"""One process tree from one command: starts children in order, restarts what dies, ends everything it started."""
+"""One process tree from one command: start children in order, restart those that die, end all of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from model.files import write_text
 
 log = logging.getLogger(__name__)
 POLL_S = 0.1
-# Names the file in which children read what is paused; no setting, since nobody else may choose it.
+# Environment variable with the file that lists paused children; set by the supervisor only, so it is no setting.
 VARIABLE = "SERVICE_PAUSED_PARTS"
 
 
@@ -32,10 +32,10 @@ class Child:
     """One supervised program.
 
     Attributes:
-        standard_input: fed to it once, for secrets that must not be on a command line.
-        grace_s: after SIGTERM it may take this long before SIGKILL.
-        restarts: deaths within `RESTART_WINDOW_S` after which it is a broken child: while the tree starts, the tree is
-            given up; later the child is paused for longer and longer, and the others go on.
+        standard_input: written to it once, for secrets that must not be on a command line.
+        grace_s: time between SIGTERM and SIGKILL.
+        restarts: deaths within `RESTART_WINDOW_S` after which the child counts as broken: during the start the whole
+            tree ends; later the child is paused for longer and longer, and the others go on.
     """
 
     name: str
@@ -55,7 +55,7 @@ PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 
 
 class PausedParts:
-    """The supervisor's side."""
+    """Writes the file that lists paused children, for `paused_parts` in the API."""
 
     def __init__(self) -> None:
         folder = tempfile.TemporaryDirectory(prefix="transfiner-parts-")
@@ -64,9 +64,9 @@ class PausedParts:
         self._reasons: dict[str, str] = {}
 
     def note(self, name: str, reason: str = "") -> None:
-        """A part is paused, and why, for people; without a reason it runs again.
+        """Note that a part is paused, with the reason for people; without a reason it runs again.
 
-        A full disk, or somebody who tidies up temporary folders, must not end the service.
+        An error of writing is only logged: a full disk, or a deleted temporary folder, must not end the service.
         """
         if self._reasons.get(name, "") == reason:
             return
@@ -142,7 +142,7 @@ class Supervisor:
                 list(child.command),
                 env={**os.environ, VARIABLE: str(self.paused_parts.file), **child.environment},
                 stdin=subprocess.PIPE if child.standard_input else subprocess.DEVNULL,
-                # Standard output is for what the command itself says; children are heard on standard error.
+                # Standard output is for the command itself; children write to standard error.
                 stdout=sys.stderr.fileno(),
                 start_new_session=True,
                 # The supervisor has no threads, so running Python between fork and exec is safe.
@@ -171,7 +171,7 @@ class Supervisor:
         """Start again what died, each when its wait is over."""
         for child in self.children:
             process = self.processes.get(child.name)
-            # One that has lived for so long that its deaths are forgotten.
+            # It has lived for so long that its earlier deaths no longer count.
             is_steady = time.monotonic() - self.started_at.get(child.name, 0.0) >= RESTART_WINDOW_S
             if process is not None and process.poll() is None and is_steady:
                 self.pauses.pop(child.name, None)
@@ -185,7 +185,7 @@ class Supervisor:
                 try:
                     self._start(child)
                 except StartError as error:
-                    # One that cannot be started now, for want of memory for example, has died once more.
+                    # A failed start, for lack of memory for example, counts as one more death.
                     if not self.is_ready:
                         raise
                     log.error("%s", error)
@@ -195,12 +195,12 @@ class Supervisor:
         now = time.monotonic()
         recent = [moment for moment in self.deaths[child.name] if now - moment < RESTART_WINDOW_S] + [now]
         self.deaths[child.name] = recent
-        ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        ending = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if len(recent) <= child.restarts and child.name not in self.pauses:
-            log.error("%s ended (%s); restarting it (%d of %d)", child.name, ended, len(recent), child.restarts)
+            log.error("%s ended (%s); restarting it (%d of %d)", child.name, ending, len(recent), child.restarts)
             # The first restart is immediate; later ones back off, so that a broken child does not spin.
             return 0.0 if len(recent) == 1 else min(0.25 * 2 ** len(recent), 5.0)
-        reason = f"{child.name} ended {len(recent)} times within {RESTART_WINDOW_S:.0f} s (last: {ended})"
+        reason = f"{child.name} ended {len(recent)} times within {RESTART_WINDOW_S:.0f} s (last: {ending})"
         if not self.is_ready:
             raise StartError(f"{reason}; giving up.", "Its own messages are above.")
         pause_s = self.pauses[child.name] = min(self.pauses.get(child.name, PAUSE_S / 2) * 2, LONGEST_PAUSE_S)
@@ -216,11 +216,11 @@ class Supervisor:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, self._request_stop) for number in names}
+        handlers = {number: signal.signal(number, self._request_stop) for number in names}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
 
 
@@ -231,7 +231,7 @@ def _end(process: subprocess.Popen[bytes], child: Child) -> None:
             process.wait(child.grace_s)
         except subprocess.TimeoutExpired:
             log.warning("%s did not end within %.0f s; killing it", child.name, child.grace_s)
-    # The group also ends what the child itself left behind.
+    # End the rest of its process group, too: processes that the child started.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

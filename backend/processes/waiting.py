@@ -1,4 +1,4 @@
-"""Waiting for what another process does: a condition that comes true, an address that answers."""
+"""Wait for another process: until a condition holds, or an address answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 def wait_until(
     condition: Callable[[], Value],
-    what: str,
+    subject: str,
     limit_s: float,
     *,
     poll_s: float = 0.05,
@@ -27,15 +27,16 @@ def wait_until(
     """Poll until the condition holds; return its value.
 
     Args:
-        process: that it depends on; when it ends the waiting ends, too.
+        subject: what is waited for, as the error message names it.
+        process: one that the condition depends on; the wait ends when it ends.
     """
-    give_up = time.monotonic() + limit_s
+    deadline_s = time.monotonic() + limit_s
     hint = f"The reason is in {log}." if log else "The logs say why."
     while not (value := condition()):
         if process is not None and process.poll() is not None:
-            raise StartError(f"{what} ended with status {process.returncode} before it was ready.", hint)
-        if time.monotonic() > give_up:
-            raise StartError(f"{what} did not come within {limit_s:.0f} s.", hint)
+            raise StartError(f"{subject} ended with status {process.returncode} before it was ready.", hint)
+        if time.monotonic() > deadline_s:
+            raise StartError(f"{subject} did not come within {limit_s:.0f} s.", hint)
         time.sleep(poll_s)
     return value
 

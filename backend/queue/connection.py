@@ -1,4 +1,4 @@
-"""Connections to the Redis-protocol server, tuned for who uses them, and its scripts (backend/queue/scripts/*.lua)."""
+"""Connections to the Redis-protocol server, for the API and for workers, and its scripts (scripts/*.lua)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from redis.retry import Retry
 from backend.errors import StartError
 from backend.settings import Settings
 
-# A queue server that answers no command of a worker for this long, in s, is taken for gone.
+# A worker gives up on a queue server that answers no command for this long, in s.
 WORKER_TIMEOUT_S = 10
 RETRY_S = 0.5
 
 
 def web_connection(settings: Settings, timeout_s: float | None = None) -> Redis:
-    """For the API, where somebody is waiting: gives up within `redis_timeout_s` (or `timeout_s`)."""
+    """A connection for the API, where somebody waits: it gives up within `redis_timeout_s` (or `timeout_s`)."""
     limit_s = settings.redis_timeout_s if timeout_s is None else timeout_s
     return Redis.from_url(
         _url(settings),
         socket_timeout=limit_s,
         socket_connect_timeout=limit_s,
-        # Once more at once when the connection was lost (the server restarted), never after a timeout.
+        # One retry at once when the connection was lost (the server restarted), none after a timeout.
         retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         health_check_interval=30,
         decode_responses=False,
@@ -35,9 +35,9 @@ def web_connection(settings: Settings, timeout_s: float | None = None) -> Redis:
 
 
 def worker_connection(settings: Settings) -> Redis:
-    """For workers, which wait for the queue server themselves.
+    """A connection for workers, which wait for the queue server themselves.
 
-    No command is repeated: a script that takes tasks would take others, and nobody would know of the first.
+    No command is repeated: the script that takes tasks would take more, and the first ones would be lost.
     """
     return Redis.from_url(
         _url(settings),
@@ -49,7 +49,11 @@ def worker_connection(settings: Settings) -> Redis:
 
 
 def require_queue_server(connection: Redis, settings: Settings) -> None:
-    """Wait until the queue server answers; for a process that starts and can do nothing without it."""
+    """Wait until the queue server answers; for the start of a process that needs it.
+
+    Raises:
+        StartError: no answer within `redis_start_s`.
+    """
     until = time.monotonic() + settings.redis_start_s
     attempts = 0
     while True:
@@ -71,13 +75,13 @@ def require_queue_server(connection: Redis, settings: Settings) -> None:
 
 
 def load_script(connection: Redis, name: str) -> Script:
-    """Load `scripts/<name>.lua`, one atomic step between states, whose first lines say what KEYS and ARGV are."""
+    """Load `scripts/<name>.lua`, one atomic change of state; its first lines describe KEYS and ARGV."""
     source = files("backend.queue").joinpath("scripts", f"{name}.lua").read_text(encoding="utf-8")
     return connection.register_script(source)
 
 
 def text(value: bytes | str | None) -> str:
-    """What Redis answers, as text; "" for nothing."""
+    """Decode an answer of Redis; "" for nothing."""
     return value.decode() if isinstance(value, bytes) else value or ""
 
 

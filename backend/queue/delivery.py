@@ -1,10 +1,10 @@
-"""Who hands a finished prediction to Label Studio, so that it is stored once, whoever asks how often.
+"""Deliver each finished prediction to Label Studio once, however many requests ask for it.
 
 Label Studio stores every answer it gets, without a lock: three people who open one task at the same moment would get
 three equal predictions. So a request *claims* its tasks. It answers with results only while it holds all claims; else,
 or when the deadline passes first, it answers `{"results": []}` and its tasks are *deferred*: pushed later through the
-bulk import, once, by a worker. A deferral ends only when the task is delivered, so a request that dies with its claims
-takes nothing along.
+bulk import, once, by a worker. A deferral ends only when the task is delivered, so no prediction is lost when a request
+dies with its claims.
 
 A request for one task takes the claim over from one for many: somebody is looking at that task.
 """
@@ -30,7 +30,7 @@ SETTLE_MS = 5000
 
 @dataclass(frozen=True)
 class DeliveryClaim:
-    """What one request asked to deliver.
+    """The tasks that one request claims to deliver.
 
     Attributes:
         token: "<request>:<s to live>:<number of tasks>", the value of the claims in Redis.
@@ -45,13 +45,14 @@ class DeferredTasks(NamedTuple):
     """The deferred tasks of a project.
 
     Attributes:
-        ended: ids of those that ended without one, or are unknown.
+        done_ids: tasks with a prediction.
+        failed_ids: tasks that ended without one, or that the queue server does not know.
     """
 
     project: str
-    done: list[str]
-    ended: list[str]
-    unfinished: int
+    done_ids: list[str]
+    failed_ids: list[str]
+    unfinished_count: int
 
 
 class DeliveryClaims:
@@ -66,7 +67,7 @@ class DeliveryClaims:
         self._end_push = load_script(connection, "end_push")
         self._give_back = load_script(connection, "give_back")
         self._survey = load_script(connection, "survey_deferred")
-        # By task: its claim, and since when this process has seen it (time.monotonic()).
+        # By task: its claim, and when this process first saw it (time.monotonic()).
         self._claims_seen: dict[str, tuple[str, float]] = {}
 
     def claim(self, request_id: str, job_ids: Sequence[str], *, lifetime_s: float) -> DeliveryClaim:
@@ -77,13 +78,13 @@ class DeliveryClaims:
         return claim
 
     def release_if_all_held(self, claim: DeliveryClaim, job_ids: Sequence[str], *, keep_s: int = QUEUED_TTL_S) -> bool:
-        """Before answering with results for `job_ids`: True, and nobody pushes them, if all claims are still ours."""
+        """Release the claims before answering with results: True, and nothing is pushed, if all are still ours."""
         if not claim.job_ids or not job_ids:
             return True
         return all(self._release(keys=list(job_ids), args=[NAMES, claim.token, 1, keep_s]))
 
     def defer(self, claim: DeliveryClaim, facts: dict[str, dict[str, Any]]) -> list[str]:
-        """Hand tasks to the pusher instead of answering them, but for those that were delivered meanwhile.
+        """Leave tasks to the pusher instead of answering them, except those that were delivered meanwhile.
 
         Returns:
             Ids of tasks that the queue server does not know: nobody will deliver them.
@@ -101,7 +102,7 @@ class DeliveryClaims:
         return int(self.connection.hlen(DEFERRED))
 
     def abandon(self, claim: DeliveryClaim) -> None:
-        """Give up what is still ours; what was deferred stays so."""
+        """Release the claims that are still ours; deferred tasks stay deferred."""
         if claim.job_ids:
             self._release(keys=list(claim.job_ids), args=[NAMES, claim.token, 0, 0])
 
@@ -109,22 +110,25 @@ class DeliveryClaims:
         return bool(self.connection.exists(CLAIM + job_id))
 
     def deferred_of(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Those of these tasks that wait to be pushed: project, task, since, and what the pusher noted."""
+        """Entries of those of these tasks that wait to be pushed: project, task, since, and the pusher's notes."""
         entries: Any = self.connection.hmget(DEFERRED, list(job_ids)) if job_ids else []
         return {job_id: json.loads(entry) for job_id, entry in zip(job_ids, entries, strict=True) if entry}
 
     def survey(self) -> list[DeferredTasks]:
-        """What is to be done for each project, in one answer: workers ask often, of thousands of tasks."""
+        """Deferred tasks by project, in one round trip: workers ask often, for thousands of tasks."""
         rows = json.loads(self._survey(keys=[DEFERRED], args=[NAMES]))
-        return sorted(DeferredTasks(key, list(done), list(ended), others) for key, done, ended, others in rows)
+        return sorted(
+            DeferredTasks(project, list(done_ids), list(failed_ids), unfinished_count)
+            for project, done_ids, failed_ids, unfinished_count in rows
+        )
 
-    def take(self, job_ids: Sequence[str], most: int) -> list[str]:
-        """For the pusher: those that it may push now; nobody else delivers them until `pushed` or `give_back`."""
-        taken = self._take(keys=[DEFERRED, PUSHING], args=[NAMES, most, *job_ids]) if job_ids else []
-        return [text(job_id) for job_id in taken]
+    def take(self, job_ids: Sequence[str], limit: int) -> list[str]:
+        """Take tasks that may be pushed now; nobody else delivers them until `pushed` or `give_back`."""
+        taken_ids = self._take(keys=[DEFERRED, PUSHING], args=[NAMES, limit, *job_ids]) if job_ids else []
+        return [text(job_id) for job_id in taken_ids]
 
     def end_overdue_claims(self, job_ids: Sequence[str]) -> None:
-        """End claims that outlived their time by the clock of this process: the queue server's was set back."""
+        """End claims that are overdue by this process's clock; the queue server's clock may have been set back."""
         values: Any = self.connection.mget([CLAIM + job_id for job_id in job_ids]) if job_ids else []
         now = time.monotonic()
         for job_id, token in zip(job_ids, map(text, values), strict=True):
@@ -143,26 +147,26 @@ class DeliveryClaims:
         return {text(member) for member in self.connection.smembers(PUSHING)}
 
     def pushed(self, job_ids: Sequence[str], *, keep_s: int) -> None:
-        """Note that Label Studio has stored them; their records live `keep_s` from now on."""
+        """Note that Label Studio has stored the tasks' predictions; their records live `keep_s` from now on."""
         if job_ids:
             self._end_push(keys=list(job_ids), args=[NAMES, "pushed", SETTLE_MS, keep_s])
 
     def give_back(self, job_ids: Sequence[str], *, uncertain: bool) -> None:
-        """After a failed push: they stay deferred. `uncertain`: Label Studio may have stored them all the same."""
+        """Put tasks back after a failed push. `uncertain`: Label Studio may have stored them all the same."""
         if job_ids:
             self._give_back(keys=[DEFERRED, PUSHING], args=[int(uncertain), *job_ids])
 
     def drop(self, job_ids: Sequence[str], *, keep_s: int = QUEUED_TTL_S) -> None:
-        """There is nothing to deliver for them any more."""
+        """End the deferral of tasks that have nothing to deliver."""
         if job_ids:
             self._end_push(keys=list(job_ids), args=[NAMES, "", 0, keep_s])
 
 
 def repredicting(connection: Redis, project: str) -> dict[str, Any]:
-    """Progress for people: version, total, left; {} when there is nothing to tell."""
+    """Progress of predicting a project's tasks anew: version, total, left; {} when none are."""
     row = {text(name): text(value) for name, value in connection.hgetall(repredict_key(project)).items()}
     if not row or not int(row["total"]):
         return {}
     entries = map(json.loads, connection.hvals(DEFERRED))
-    left = sum(str(entry.get("project", "")).partition(".")[0] == project for entry in entries)
-    return {"version": row["version"], "total": int(row["total"]), "left": min(left, int(row["total"]))}
+    left_count = sum(str(entry.get("project", "")).partition(".")[0] == project for entry in entries)
+    return {"version": row["version"], "total": int(row["total"]), "left": min(left_count, int(row["total"]))}

@@ -1,14 +1,14 @@
-"""One job a task: its id, enqueueing it exactly once, waiting for what it brings, and who still waits for it.
+"""One job a task: its id, enqueueing it exactly once, waiting for its outcome, and the requests that wait for it.
 
-The id is a hash of everything that the prediction depends on. Whoever asks for the same thing, at the same time or an
-hour later, meets the same record and nothing is computed twice. A lane is a list of ids; all else stands in the record.
+The id is a hash of everything that the prediction depends on. A request for the same prediction, at the same time or an
+hour later, gets the same record and nothing is computed twice. A lane is a list of ids; all else is in the record.
 
-A request that waits *asks* for its tasks under a name of its own and renews a lease while it waits and its client is
-still connected. A task whose askers are all gone is dropped when a worker takes it, unless it is deferred (it will be
-pushed) or nobody ever waited for it (an operator's retry, a prediction after a promotion).
+A waiting request registers at its tasks under a name of its own and renews a lease while it waits and its client is
+still connected. A task whose requesters are all gone is dropped when a worker takes it, unless it is deferred (it will
+be pushed) or nobody ever waited for it (an operator's retry, a prediction after a promotion).
 
-Which tasks have ended is said to all requests of a process that wait by one subscription: one of each request's own
-cost a connection, and every request would read every other's news.
+All waiting requests of a process share one subscription that says which tasks have ended: one for each request would
+cost a connection each, and every request would read the messages of all others.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ from backend.queue.keys import (
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
-# The first request waits this long, in s, for the subscription; later rechecks find what was missed before it.
+# The first request waits this long, in s, for the subscription; messages before it are found by later rechecks.
 LISTENING_S = 0.5
 LOOK_UP_S = 1.0
 RECONNECT_S = 0.2
 
 
 class Subscription:
-    """What one request has heard and not yet looked at."""
+    """Ids of ended tasks that one request has received and not yet read."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -78,12 +78,12 @@ class Subscription:
         with self._changed:
             if not self._ids:
                 self._changed.wait(max(timeout_s, 0.0))
-            taken, self._ids = self._ids, set()
-        return taken
+            ended_ids, self._ids = self._ids, set()
+        return ended_ids
 
 
 class CompletionListener:
-    """A thread that listens from the first request that waits."""
+    """Receives the ids of ended tasks for all waiting requests, in a thread that starts with the first of them."""
 
     def __init__(self, connection: Redis) -> None:
         self.connection = connection
@@ -94,7 +94,7 @@ class CompletionListener:
 
     @contextlib.contextmanager
     def about(self, job_ids: Collection[str]) -> Iterator[Subscription]:
-        """While inside, these tasks' ends are heard, from a moment before the block begins."""
+        """Receive the ends of these tasks inside the `with` block, from just before it begins."""
         arrivals = Subscription()
         with self._lock:
             for job_id in job_ids:
@@ -113,7 +113,7 @@ class CompletionListener:
                         del self._waiting[job_id]
 
     def close(self) -> None:
-        """Before the connections of this process are closed under the thread that listens."""
+        """Stop listening; call it before the connections of this process are closed."""
         self._is_closed = True
 
     def _run(self) -> None:
@@ -151,7 +151,7 @@ CHUNK = 500
 RECHECK_S = 1.0
 # A lease outlives its last renewal by this, in s: renewals come every second, a busy API process may be late.
 LEASE_S = 10.0
-# Answers are collected up to this many bytes of JSON; what would come on top counts as not ready and is deferred.
+# Answers are collected up to this many bytes of JSON; tasks beyond it count as not ready and are deferred.
 MOST_ANSWER_BYTES = 32 * 2**20
 ANSWER_CHUNK = 50
 CANCELLED = "Cancelled before a worker took it."
@@ -160,10 +160,11 @@ CANCELLED_HINT = "Open the task in Label Studio or retrieve its predictions agai
 
 @dataclass(frozen=True)
 class Requester:
-    """A request that waits.
+    """A waiting request.
 
     Attributes:
-        token: its name in Redis; "" for who leaves tasks behind without waiting for them.
+        token: its name in Redis; "" for a caller that does not wait for its tasks.
+        is_gone: whether its client has disconnected.
     """
 
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -181,7 +182,7 @@ class PredictionJob:
         project: Label Studio's "<id>.<created>", or "" for other clients.
         image: the value of the task's image key, for the hash; a hash itself where the image is inside the task.
         request_id: of the request that asked first; for logs, not part of the identity.
-        prompt: what an annotator points at (`backend.predictions.prompts.PromptFields`); None for a whole image.
+        prompt: the annotator's box or click (`integration.label_studio.prompts.PromptFields`); None for a whole image.
     """
 
     project: str
@@ -211,15 +212,15 @@ class PredictionJob:
         return f"p{project}-t{task}-{digest}"
 
     def payload(self) -> dict[str, Any]:
-        """As it lies in the queue: the label config by its digest (`backend.queue.job_store`)."""
+        """The job as it is queued: with the digest of the label config (`backend.queue.job_store`)."""
         return {
-            **{each.name: getattr(self, each.name) for each in fields(self)},
+            **{item.name: getattr(self, item.name) for item in fields(self)},
             "label_config": config_digest(self.label_config),
         }
 
 
 class JobQueue:
-    """Both lanes of the queue with the records of what went through them."""
+    """Both lanes of the queue, with the records of all tasks."""
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection = connection
@@ -233,28 +234,28 @@ class JobQueue:
         self._cancel = load_script(connection, "cancel")
 
     def submit(
-        self, jobs: Sequence[PredictionJob], *, interactive: bool = False, asker: Requester = NO_REQUESTER
+        self, jobs: Sequence[PredictionJob], *, interactive: bool = False, requester: Requester = NO_REQUESTER
     ) -> dict[str, str]:
-        """Enqueue those that nobody has asked for yet; interactive ones overtake."""
+        """Enqueue the jobs that are not queued yet; interactive ones overtake. States by job id."""
         distinct = list({job.id: job for job in jobs}.values())
         answers: dict[str, str] = {}
         for start in range(0, len(distinct), CHUNK):
-            answers |= self._enqueue(distinct[start : start + CHUNK], interactive, asker)
+            answers |= self._enqueue(distinct[start : start + CHUNK], interactive, requester)
         if interactive:
             self._promote(job_id for job_id, answer in answers.items() if answer == QUEUED)
         return answers
 
     def stop(self) -> None:
-        """Have all who wait answer at once: the process was asked to end."""
+        """Make all waiting requests answer at once: the process was asked to end."""
         self.is_stopping = True
 
     def announce(self) -> None:
         """Wake the workers that wait for work."""
         self.connection.publish(QUEUED_CHANNEL, "")
 
-    def _enqueue(self, jobs: Sequence[PredictionJob], is_interactive: bool, asker: Requester) -> dict[str, str]:
-        """One atomic step; see submit.lua."""
-        args: list[Any] = [NAMES, time.time(), QUEUED_TTL_S, INDEX_SIZE, asker.token, int(LEASE_S * 1000)]
+    def _enqueue(self, jobs: Sequence[PredictionJob], is_interactive: bool, requester: Requester) -> dict[str, str]:
+        """Enqueue jobs in one atomic step; see submit.lua."""
+        args: list[Any] = [NAMES, time.time(), QUEUED_TTL_S, INDEX_SIZE, requester.token, int(LEASE_S * 1000)]
         for job in jobs:
             task, payload = str(job.task.get("id", "")), json.dumps(job.payload())
             args += [job.id, job.project, task, job.model_version, job.request_id, int(is_interactive), payload]
@@ -268,61 +269,68 @@ class JobQueue:
         """The job of a record; its label config is "" when the queue server has forgotten it."""
         return PredictionJob(**{**payload, "label_config": self.configs.read(payload["label_config"])})
 
-    def stay(self, asker: Requester, lease_s: float = LEASE_S) -> None:
+    def stay(self, requester: Requester, lease_s: float = LEASE_S) -> None:
         """Renew the lease of a request; tasks whose leases have all ended are dropped when a worker takes them."""
-        if asker.token:
-            self.connection.set(REQUESTER + asker.token, "1", px=int(lease_s * 1000))
+        if requester.token:
+            self.connection.set(REQUESTER + requester.token, "1", px=int(lease_s * 1000))
 
-    def leave(self, asker: Requester) -> None:
+    def leave(self, requester: Requester) -> None:
         """End the lease of a request that waits no more."""
-        if asker.token:
-            self.connection.delete(REQUESTER + asker.token)
+        if requester.token:
+            self.connection.delete(REQUESTER + requester.token)
 
     def ask(
-        self, jobs: Sequence[PredictionJob], *, until: float, interactive: bool = False, asker: Requester = NO_REQUESTER
+        self,
+        jobs: Sequence[PredictionJob],
+        *,
+        until: float,
+        interactive: bool = False,
+        requester: Requester = NO_REQUESTER,
     ) -> dict[str, JobOutcome]:
-        """Submit, and wait: outcomes by job id of those that ended before `until` (time.monotonic()).
+        """Submit jobs and wait: outcomes by job id of those that ended before `until` (time.monotonic()).
 
-        Also ends when this process stops, or the client of `asker` has gone away.
+        Also returns when this process stops, or the client of `requester` has gone away.
 
-        Survives a queue server that restarts and forgets everything: lost jobs are submitted again.
+        Jobs that the queue server lost in a restart are submitted again.
         """
         by_id = {job.id: job for job in jobs}
-        # Listening begins first, so that only what had ended before has to be looked up.
+        # Listening begins first, so that only tasks that had ended before need a look-up.
         with self.news.about(by_id) as arrivals:
-            answers = self.submit(jobs, interactive=interactive, asker=asker)
-            ended: dict[str, JobOutcome] = {}
-            self._add(ended, [job_id for job_id, answer in answers.items() if answer in FINAL])
+            answers = self.submit(jobs, interactive=interactive, requester=requester)
+            outcomes: dict[str, JobOutcome] = {}
+            self._add(outcomes, [job_id for job_id, answer in answers.items() if answer in FINAL])
             recheck_at = time.monotonic() + RECHECK_S
-            while len(ended) < len(by_id) and self._may_wait(ended, until, asker):
+            while len(outcomes) < len(by_id) and self._may_wait(outcomes, until, requester):
                 now = time.monotonic()
                 try:
                     if now >= recheck_at:
-                        self.stay(asker)
-                        over, unknown = self.records.look([job_id for job_id in by_id if job_id not in ended])
-                        self.submit([by_id[job_id] for job_id in unknown], asker=asker)
-                        self._add(ended, over)
+                        self.stay(requester)
+                        ended_ids, unknown_ids = self.records.look(
+                            [job_id for job_id in by_id if job_id not in outcomes]
+                        )
+                        self.submit([by_id[job_id] for job_id in unknown_ids], requester=requester)
+                        self._add(outcomes, ended_ids)
                         recheck_at = now + RECHECK_S
-                    elif woken := arrivals.take(min(until, recheck_at) - now) - ended.keys():
-                        self._add(ended, sorted(woken))
+                    elif arrived_ids := arrivals.take(min(until, recheck_at) - now) - outcomes.keys():
+                        self._add(outcomes, sorted(arrived_ids))
                 except redis.RedisError:
                     recheck_at = 0.0
                     time.sleep(min(0.2, max(0.0, until - time.monotonic())))
-        return ended
+        return outcomes
 
-    def _add(self, ended: dict[str, JobOutcome], job_ids: Sequence[str]) -> None:
-        """Read how tasks ended, while there is room for it."""
+    def _add(self, outcomes: dict[str, JobOutcome], job_ids: Sequence[str]) -> None:
+        """Read the outcomes of tasks, up to `MOST_ANSWER_BYTES`."""
         for start in range(0, len(job_ids), ANSWER_CHUNK):
-            if _size(ended) >= MOST_ANSWER_BYTES:
+            if _size(outcomes) >= MOST_ANSWER_BYTES:
                 return
-            ended.update(self.records.outcomes(job_ids[start : start + ANSWER_CHUNK]))
+            outcomes.update(self.records.outcomes(job_ids[start : start + ANSWER_CHUNK]))
 
-    def _may_wait(self, ended: dict[str, JobOutcome], until: float, asker: Requester) -> bool:
-        is_wanted = time.monotonic() < until and not self.is_stopping and not asker.is_gone()
-        return is_wanted and _size(ended) < MOST_ANSWER_BYTES
+    def _may_wait(self, outcomes: dict[str, JobOutcome], until: float, requester: Requester) -> bool:
+        may_go_on = time.monotonic() < until and not self.is_stopping and not requester.is_gone()
+        return may_go_on and _size(outcomes) < MOST_ANSWER_BYTES
 
     def _promote(self, job_ids: Iterable[str]) -> None:
-        """Move waiting jobs into the fast lane; workers leave out what was taken in the meantime."""
+        """Move waiting jobs into the interactive lane; workers skip those that were taken in the meantime."""
         with self.connection.pipeline() as pipe:
             for job_id in job_ids:
                 pipe.lrem(PREDICT_LANE, 1, job_id)
@@ -351,22 +359,22 @@ class JobQueue:
         return True
 
     def cancel(self, *, project: str = "", job_id: str = "") -> int:
-        """End waiting tasks as failed, so that requests that wait for them are answered and nothing is pushed later.
+        """End waiting tasks as failed, so that their requests are answered and nothing is pushed later; their number.
 
-        What a worker has begun goes on to its end.
+        Tasks that a worker has begun go on to their end.
 
         Args:
             project: Label Studio's id of the project, "" for all. job_id: only this one.
         """
-        chosen = [waiting_id for waiting_id in self.waiting() if job_id in ("", waiting_id)]
+        waiting_ids = [waiting_id for waiting_id in self.waiting() if job_id in ("", waiting_id)]
         if project:
-            keys = self.records.fields(chosen, "project")
-            chosen = [waiting_id for waiting_id in chosen if keys[waiting_id][0].partition(".")[0] == project]
-        if not chosen:
+            keys = self.records.fields(waiting_ids, "project")
+            waiting_ids = [waiting_id for waiting_id in waiting_ids if keys[waiting_id][0].partition(".")[0] == project]
+        if not waiting_ids:
             return 0
         options: list[Any] = [NAMES, CANCELLED, CANCELLED_HINT, time.time(), self.settings.result_ttl_s]
-        return len(self._cancel(keys=LANES, args=[*options, *chosen]))
+        return len(self._cancel(keys=LANES, args=[*options, *waiting_ids]))
 
 
-def _size(ended: dict[str, JobOutcome]) -> int:
-    return sum(outcome.size for outcome in ended.values())
+def _size(outcomes: dict[str, JobOutcome]) -> int:
+    return sum(outcome.size for outcome in outcomes.values())

@@ -1,4 +1,4 @@
-"""What is known about each task, in Redis: one hash per job, read by the API, written by API and workers.
+"""The record of each task, in Redis: one hash per job, read by the API, written by API and workers.
 
     queued -> running -> done | failed | parked
 
@@ -33,10 +33,10 @@ INDEX_SIZE = 20_000
 # The label configs of waiting tasks are stored once: the one of LVIS takes 60 kB, and a request has 5,000 tasks.
 # Renewed whenever tasks with it are queued. Longer than any task waits, but for deferred ones without any worker.
 CONFIG_TTL_S = 8 * 24 * 3600
-# Anybody may send one with his tasks: together they take a quarter of the queue server's memory at most.
+# Any request may bring a label config: together they take a quarter of the queue server's memory at most.
 MOST_CONFIGS = 1000
-# A worker keeps this many of those it saw last.
-MOST_KEPT = 16
+# Label configs that a worker caches, the last used.
+CACHE_SIZE = 16
 # Fields of a record that pages show.
 SHOWN = (
     "state",
@@ -61,7 +61,7 @@ SHOWN = (
 
 @dataclass(frozen=True, slots=True)
 class JobOutcome:
-    """How a task ended: a prediction for Label Studio, or an error with its hint."""
+    """The outcome of a task: a prediction for Label Studio, or an error with its hint."""
 
     prediction: Prediction | None = None
     error: str = ""
@@ -88,52 +88,49 @@ class JobStore:
         self._finish_one = load_script(connection, "finish")
 
     def look(self, job_ids: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Those that have ended, and those that nobody will compute unless they are submitted."""
+        """Ids of tasks that have ended, and of those that are unknown: they must be submitted again."""
         if not job_ids:
             return [], []
-        ended, unknown = self._look(keys=list(job_ids), args=[NAMES])
-        return [text(job_id) for job_id in ended], [text(job_id) for job_id in unknown]
+        ended_ids, unknown_ids = self._look(keys=list(job_ids), args=[NAMES])
+        return [text(job_id) for job_id in ended_ids], [text(job_id) for job_id in unknown_ids]
 
     def fields(self, job_ids: Sequence[str], *names: str) -> dict[str, tuple[str, ...]]:
-        """These fields of each record, "" for what is not known."""
+        """These fields of each record, "" for a missing one."""
         rows = self._read(job_ids, names)
         return {job_id: tuple(map(text, row)) for job_id, row in zip(job_ids, rows, strict=True)}
 
     def outcomes(self, job_ids: Sequence[str]) -> dict[str, JobOutcome]:
-        """Those of the given tasks that have ended."""
+        """Outcomes of those of the given tasks that have ended."""
         rows = self._read(job_ids, ("state", "prediction", "error", "hint"))
-        ended = {}
+        outcomes = {}
         for job_id, (state, prediction, error, hint) in zip(job_ids, rows, strict=True):
             if text(state) == DONE and prediction is not None:
-                ended[job_id] = JobOutcome(prediction=json.loads(prediction), size=len(prediction))
+                outcomes[job_id] = JobOutcome(prediction=json.loads(prediction), size=len(prediction))
             elif text(state) in FINAL:
-                ended[job_id] = JobOutcome(error=text(error) or "unknown failure", hint=text(hint))
-        return ended
+                outcomes[job_id] = JobOutcome(error=text(error) or "unknown failure", hint=text(hint))
+        return outcomes
 
-    def finish_all(self, ended: Mapping[str, FinishedJob], also: Callable[[Pipeline], object] = lambda _: None) -> None:
-        """Store how the tasks of a batch ended and wake those who wait for them, in one round trip.
+    def finish_all(
+        self, finished_jobs: Mapping[str, FinishedJob], add_commands: Callable[[Pipeline], object] = lambda _: None
+    ) -> None:
+        """Store the outcomes of a batch and wake the requests that wait for them, in one round trip.
 
         Args:
-            also: adds commands that belong to it.
+            add_commands: adds more commands to the same round trip.
         """
         with self.connection.pipeline() as pipe:
-            for job_id, job in ended.items():
+            for job_id, job in finished_jobs.items():
                 self._finish(pipe, job_id, job)
-            also(pipe)
+            add_commands(pipe)
             pipe.execute()
 
-    def _finish(self, pipe: Pipeline, job_id: str, ended: FinishedJob) -> None:
-        outcome = ended.outcome
+    def _finish(self, pipe: Pipeline, job_id: str, job: FinishedJob) -> None:
+        outcome = job.outcome
         is_done = outcome.prediction is not None
-        fields: dict[str, Any] = {
-            "finished_at": time.time(),
-            "error": outcome.error,
-            "hint": outcome.hint,
-            **ended.facts,
-        }
+        fields: dict[str, Any] = {"finished_at": time.time(), "error": outcome.error, "hint": outcome.hint, **job.facts}
         if is_done:
             fields["prediction"] = json.dumps(outcome.prediction, allow_nan=False)
-        # Images that came inside the task are large, and nobody runs a finished task again: its payload goes.
+        # Images inside tasks are large, and nobody runs a finished task again, so its payload is deleted.
         args: list[Any] = [NAMES, job_id, DONE if is_done else FAILED, self.result_ttl_s, int(is_done)]
         pairs: list[Any] = [item for pair in fields.items() for item in pair]
         self._finish_one(keys=[TASK + job_id], args=[*args, *pairs], client=pipe)
@@ -162,9 +159,9 @@ class JobStore:
             return list(pipe.execute())
 
 
-@functools.lru_cache(maxsize=MOST_KEPT)
+@functools.lru_cache(maxsize=CACHE_SIZE)
 def config_digest(xml: str) -> str:
-    """What a job names its label config by."""
+    """The digest by which a job names its label config."""
     return hashlib.sha256(xml.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
@@ -174,20 +171,20 @@ class LabelConfigs:
     def __init__(self, connection: Redis) -> None:
         self.connection = connection
         self._store = load_script(connection, "store_config")
-        self._kept: OrderedDict[str, str] = OrderedDict()
+        self._cache: OrderedDict[str, str] = OrderedDict()
 
     def store(self, configs: Iterable[str], pipe: Pipeline) -> None:
-        """Add the label configs of tasks that are being queued to a round trip."""
+        """Add commands to a round trip that store the label configs of tasks that are being queued."""
         for xml in set(configs):
             digest = config_digest(xml)
             options: list[str | float] = [CONFIG, digest, xml, time.time(), CONFIG_TTL_S, MOST_CONFIGS]
             self._store(keys=[CONFIG + digest, CONFIGS], args=options, client=pipe)
 
     def read(self, digest: str) -> str:
-        """The XML; "" when the queue server has forgotten it."""
-        xml = self._kept.pop(digest, "") or text(self.connection.get(CONFIG + digest))
+        """The XML of a digest; "" when the queue server no longer has it."""
+        xml = self._cache.pop(digest, "") or text(self.connection.get(CONFIG + digest))
         if xml:
-            self._kept[digest] = xml
-        while len(self._kept) > MOST_KEPT:
-            self._kept.popitem(last=False)
+            self._cache[digest] = xml
+        while len(self._cache) > CACHE_SIZE:
+            self._cache.popitem(last=False)
         return xml

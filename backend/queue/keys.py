@@ -1,6 +1,6 @@
 """Names of everything that lies in Redis, spelled nowhere else; scripts get them from `NAMES`.
 
-Those that end in a colon are beginnings, behind which stands an id or a name.
+Those that end in a colon are prefixes, followed by an id or a name.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ CONFIGS = f"{PREFIX}configs"
 FINISHED_CHANNEL = f"{PREFIX}finished"
 # Published when tasks were queued, so that idle workers wake at once.
 QUEUED_CHANNEL = f"{PREFIX}queued"
-# Requests that wait: who waits for a task, and each one's lease.
+# Waiting requests: those of each task, and the lease of each request.
 REQUESTERS = f"{PREFIX}askers:"
 REQUESTER = f"{PREFIX}asker:"
 
-# What a task was asked interactively a moment ago.
+# The last prompt of a task.
 PROMPTED = f"{PREFIX}prompted:"
 
 # Delivery to Label Studio.
@@ -46,7 +46,7 @@ WORKER = f"{PREFIX}worker:"
 # Exists while a worker lives that takes interactive tasks only; their names begin so, too.
 INTERACTIVE_WORKERS = f"{PREFIX}interactive-workers"
 INTERACTIVE_NAME = "interactive-"
-# Tasks that a worker has taken and not ended.
+# Tasks that a worker is running.
 RUNNING = f"{PREFIX}running:"
 # Tasks that were taken from a worker because it seemed dead.
 TAKEN_FROM = f"{PREFIX}taken-from:"
@@ -63,7 +63,7 @@ TRAININGS = f"{PREFIX}trainings"
 TRAINERS = f"{PREFIX}trainers"
 WATCH_LOCK = f"{PREFIX}learning:watch"
 
-# What scripts need to name keys that depend on their data; decoded in Lua from ARGV[1].
+# Names for scripts, which build keys from their data; decoded in Lua from ARGV[1].
 NAMES = json.dumps(
     {
         "task": TASK,
@@ -84,30 +84,30 @@ NAMES = json.dumps(
 
 
 def prompted_key(project: str, task: object) -> str:
-    """What a task was asked interactively a moment ago."""
+    """Key of the last prompt of a task."""
     return f"{PROMPTED}{project}:{task}"
 
 
 def learning_key(project: str) -> str:
-    """The training that waits or runs for a project."""
+    """Key of the training that waits or runs for a project."""
     return f"{LEARNING}:{project}"
 
 
 def learning_cancel_key(project: str) -> str:
-    """The run of a project that shall end."""
+    """Key of the run of a project that is being cancelled."""
     return f"{LEARNING}:{project}:cancel"
 
 
 def learning_lock_key(project: str) -> str:
-    """The lock of whoever trains a project."""
+    """Key of the lock that a project's trainer holds."""
     return f"{LEARNING}:{project}:lock"
 
 
 def trigger_state_key(project: str) -> str:
-    """What the last look at a project found."""
+    """Key of what the watcher last found in a project."""
     return f"{LEARNING}:{project}:looked"
 
 
 def repredict_key(project: str) -> str:
-    """How many tasks are predicted anew after a promotion."""
+    """Key of the progress of predicting a project's tasks anew after a promotion."""
     return f"{LEARNING}:{project}:repredict"

@@ -18,15 +18,15 @@ log = logging.getLogger(__name__)
 
 
 class RenewedLock:
-    """A lock for `with` that is tried once; `is_held` says whether it was got and turns False when it is lost.
+    """A lock for `with` that is tried once; `is_held` is False where it was not acquired, or was lost since.
 
     A thread renews it.
 
     Args:
         owner: the value of the lock; no two that may hold it at the same time are equal.
         lost_after_s: the lock ends by itself this long after its owner died or was frozen.
-        is_retaken: a lock that the queue server forgot (it was restarted) is taken again when it is free. Not where
-            somebody else may have held it meanwhile and done what it guards.
+        is_retaken: acquire a free lock again that the queue server lost in a restart. Not where another owner may
+            have held it meanwhile and done the guarded work.
     """
 
     def __init__(
@@ -82,15 +82,15 @@ class RenewedLock:
                     log.error("the lock %s was taken by somebody else", self.key)
                     return
             except redis.RedisError as error:
-                # What it guards is worth more than the lock: it is taken again once the server answers.
+                # The guarded work goes on; the lock is acquired again once the server answers.
                 log.warning("the lock %s cannot be renewed: %s", self.key, error)
 
 
 def project_lock(connection: Redis, project: str, owner: str, *, lost_after_s: float) -> RenewedLock:
-    """One training of a project at a time."""
+    """The lock that allows one training of a project at a time."""
     return RenewedLock(connection, learning_lock_key(project), owner, lost_after_s=lost_after_s, is_retaken=True)
 
 
 def lock_owner(connection: Redis, project: str) -> str:
-    """Who trains the project now; "" for nobody."""
+    """The owner of a project's training lock; "" for nobody."""
     return text(connection.get(learning_lock_key(project)))

@@ -1,8 +1,8 @@
-"""Workers' heartbeats, and what happens to the tasks of those that stopped giving any.
+"""Workers' heartbeats, and the tasks of workers whose heartbeat has stopped.
 
-Every worker renews a key that expires within seconds and lists what it is running; the others take over from one whose
-key is gone or stands still. Such a worker is dead, cut off or frozen: nobody else can tell. So each of its tasks notes
-a death, and a worker that comes back takes its deaths back.
+Every worker renews a key that expires within seconds and lists what it is running; the others take over its tasks when
+the key is gone or no longer changes. Such a worker is dead, cut off or frozen; the others cannot tell which. So each of
+its tasks counts a death, and a worker that comes back takes these deaths back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """The signs of life of one worker; one that takes interactive tasks only has `INTERACTIVE_NAME` in front."""
+    """The heartbeat of one worker; the name of one for interactive tasks only begins with `INTERACTIVE_NAME`."""
 
     def __init__(self, connection: Redis, name: str, *, lost_after_s: float) -> None:
         self.connection = connection
@@ -44,10 +44,10 @@ class Heartbeat:
             pipe.execute()
 
     def leave(self) -> None:
-        """End the signs of life; a worker that still has tasks stays listed, so that others take over at once."""
+        """End the heartbeat; a worker that still has tasks stays listed, so that others take them over at once."""
         self.connection.delete(keys.WORKER + self.name)
         if is_interactive(self.name):
-            # Another one says so again with its next sign of life; until then the others take interactive tasks.
+            # Another interactive worker sets it again with its next heartbeat; until then all take interactive tasks.
             self.connection.delete(keys.INTERACTIVE_WORKERS)
         if not self.connection.exists(keys.RUNNING + self.name):
             self.connection.srem(keys.WORKERS, self.name)
@@ -59,22 +59,22 @@ def is_interactive(name: str) -> bool:
 
 
 def living_workers(connection: Redis) -> dict[str, dict[str, Any]]:
-    """Facts of each worker that was heard of lately."""
+    """Facts of each worker whose heartbeat has not expired."""
     return {name: json.loads(beat) for name, beat in _beats(connection).items() if beat}
 
 
 def _beats(connection: Redis) -> dict[str, str]:
-    """The last sign of life of each worker that is listed, "" where it has expired."""
+    """The last heartbeat of each listed worker, "" where it has expired."""
     names = sorted(text(member) for member in connection.smembers(keys.WORKERS))
     beats: Any = connection.mget([keys.WORKER + name for name in names]) if names else []
     return dict(zip(names, map(text, beats), strict=True))
 
 
 class OrphanSearch:
-    """Takes over the tasks of workers that give no signs of life any more.
+    """Takes over the tasks of workers whose heartbeat has stopped.
 
-    A heartbeat that expired is one sign. Another is one that stays the same for long by the clock of this process,
-    which nobody sets: when the queue server's is set back, heartbeats of the dead do not expire.
+    Either it has expired, or it has not changed for long by this process's monotonic clock: when the queue server's
+    clock is set back, heartbeats of dead workers do not expire.
     """
 
     def __init__(self, queue: JobQueue) -> None:
@@ -82,32 +82,32 @@ class OrphanSearch:
         self._seen: dict[str, tuple[str, float]] = {}
 
     def run(self) -> list[str]:
-        """Put tasks of lost workers back at the front, park those with too many deaths; their ids.
+        """Put tasks of lost workers back at the front, park those with too many deaths; ids of all of them.
 
-        Any number of processes may do this at any time: what is taken from a worker is taken in one step.
+        Any number of processes may do this at any time: all tasks of a worker are taken in one step.
         """
         connection = self.queue.connection
         now = time.monotonic()
-        before, self._seen = self._seen, {}
-        taken = []
+        earlier_beats, self._seen = self._seen, {}
+        requeued_ids = []
         for name, beat in _beats(connection).items():
-            last, since = before.get(name, ("", now))
+            last, since = earlier_beats.get(name, ("", now))
             self._seen[name] = (beat, since if beat == last else now)
             if not beat or now - self._seen[name][1] > 2 * self.queue.settings.worker_lost_s:
-                taken += _requeue(self.queue, name, is_dead=True, beat=beat)
+                requeued_ids += _requeue(self.queue, name, is_dead=True, beat=beat)
                 if is_interactive(name):
                     connection.delete(keys.INTERACTIVE_WORKERS)
-        return taken
+        return requeued_ids
 
 
 def requeue_jobs_of(queue: JobQueue, name: str) -> list[str]:
-    """Requeue what a worker has taken and lost sight of, by itself: no death of any task. Ids of the tasks."""
+    """Requeue tasks that a worker took without learning of it (a lost answer); they count no death. Their ids."""
     return _requeue(queue, name, is_dead=False)
 
 
 def _requeue(queue: JobQueue, name: str, *, is_dead: bool, beat: str = "") -> list[str]:
     limit = queue.settings.max_attempts
-    queued, parked = (
+    queued_ids, parked_ids = (
         [text(job_id) for job_id in ids]
         for ids in load_script(queue.connection, "requeue")(
             keys=[keys.RUNNING + name, keys.WORKERS, keys.WORKER + name, keys.TAKEN_FROM + name, keys.PREDICT_LANE],
@@ -125,21 +125,21 @@ def _requeue(queue: JobQueue, name: str, *, is_dead: bool, beat: str = "") -> li
         )
     )
     if is_dead:
-        log.warning("worker %s stopped without a word; it left %d task(s)", name, len(queued) + len(parked))
-    if queued or parked:
+        log.warning("worker %s stopped without a word; it left %d task(s)", name, len(queued_ids) + len(parked_ids))
+    if queued_ids or parked_ids:
         queue.announce()
-    for job_id in parked:
+    for job_id in parked_ids:
         log.error("%s: parked, the last worker %s died while it ran this task", job_id, name)
-    return sorted(queued + parked)
+    return sorted(queued_ids + parked_ids)
 
 
 def absolve(queue: JobQueue, name: str) -> list[str]:
-    """Take back the deaths that tasks noted while worker `name`, which lives, was cut off or frozen. Their ids."""
-    absolved = load_script(queue.connection, "absolve")(
+    """Take back the deaths that tasks counted while the living worker `name` was cut off or frozen. Their ids."""
+    absolved_ids = load_script(queue.connection, "absolve")(
         keys=[keys.TAKEN_FROM + name, keys.PREDICT_LANE],
         args=[keys.NAMES, name, queue.settings.max_attempts, QUEUED_TTL_S],
     )
-    if absolved:
-        log.warning("worker %s was cut off and is back; %d task(s) are not to blame", name, len(absolved))
+    if absolved_ids:
+        log.warning("worker %s was cut off and is back; %d task(s) are not to blame", name, len(absolved_ids))
         queue.announce()
-    return sorted(text(job_id) for job_id in absolved)
+    return sorted(text(job_id) for job_id in absolved_ids)

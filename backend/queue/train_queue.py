@@ -1,7 +1,7 @@
-"""The queue `train`: one request a project at a time, what it is doing, and the wish to cancel it.
+"""The queue `train`: one request a project at a time, its progress, and its cancellation.
 
-The queue is a list of names; what to run for them is not in it. All of it is in Redis and may be lost: rounds are
-recorded in the registry (run_record.py), triggers are derived anew. Which workers take the queue now stands here, too.
+The queue is a list of names of runs, without their data. All of it is in Redis and may be lost: rounds are recorded in
+the registry (backend/learning/round.py), triggers are derived anew. The heartbeats of training workers are here, too.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ QUEUED, RUNNING = "queued", "running"
 BUTTON, COMMAND, CORRECTIONS, SCHEDULE = "button", "command", "corrections", "schedule"
 # Points of the loss curve on the page.
 MOST_POINTS = 120
-# A worker that was not heard of for this long, in s, is gone.
+# A training worker without a heartbeat for this long, in s, is gone.
 LOST_AFTER_S = 15.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request.
+    """The answer to a request for a training.
 
     Attributes:
         run: id of the round that will serve it.
@@ -71,9 +71,9 @@ class TrainQueue:
         """Ask for a training; a second request is folded into the first and says so."""
         run = new_run()
         keys = [learning_key(project), LEARNING, TRAININGS]
-        other = self._request(keys=keys, args=[run, trigger, time.time(), project])
-        if other:
-            name, state = text(other[0]), text(other[1])
+        earlier_run = self._request(keys=keys, args=[run, trigger, time.time(), project])
+        if earlier_run:
+            name, state = text(earlier_run[0]), text(earlier_run[1])
             doing = "waits for a worker" if state == QUEUED else "is running"
             return Answer(
                 name,
@@ -97,14 +97,14 @@ class TrainQueue:
         return self.connection.lpos(TRAININGS, f"{project}:{run}") is not None
 
     def put_back(self, project: str, run: str) -> None:
-        """Let a run wait again that a worker took and did not begin."""
+        """Queue a run again that a worker took but did not begin."""
         with self.connection.pipeline() as pipe:
             pipe.hset(learning_key(project), "requested_at", time.time())
             pipe.rpush(TRAININGS, f"{project}:{run}")
             pipe.execute()
 
     def revive(self, project: str, run: str, attempts: int, trigger: str) -> None:
-        """Put a run whose worker died back to the front."""
+        """Queue a run whose worker died, at the front."""
         facts: dict[Any, Any] = {"run": run, "state": QUEUED, "attempts": attempts, "trigger": trigger}
         with self.connection.pipeline() as pipe:
             pipe.hset(learning_key(project), mapping=facts)
@@ -114,7 +114,7 @@ class TrainQueue:
             pipe.execute()
 
     def current(self, project: str) -> dict[str, Any]:
-        """What waits or runs for a project: run, state, trigger, stage, iteration, of, eta_s...; {} for nothing."""
+        """Facts of a project's waiting or running training: run, state, trigger, stage, eta_s...; {} for none."""
         row = {text(k): text(v) for k, v in self.connection.hgetall(learning_key(project)).items()}
         facts: dict[str, Any] = dict(row)
         for name in ("attempts", "folded", "iteration", "of"):
@@ -125,24 +125,24 @@ class TrainQueue:
         return facts if row.get("run") else {}
 
     def projects(self) -> list[str]:
-        """Projects that ever asked for a training, as far as Redis remembers."""
+        """Projects that ever requested a training, as far as Redis still has them."""
         return sorted(text(member) for member in self.connection.smembers(LEARNING))
 
     def note(self, project: str, run: str, **facts: object) -> None:
-        """Say what a run is doing; numbers and text. None removes a fact."""
+        """Store facts (numbers and text) of a run's progress. None removes a fact."""
         key = learning_key(project)
         values: dict[Any, Any] = {n: _encode(v) for n, v in facts.items() if v is not None}
         # `run` goes along: a queue server that was restarted has forgotten it.
         self.connection.hset(key, mapping={"run": run, **values})
-        if gone := [name for name, value in facts.items() if value is None]:
-            self.connection.hdel(key, *gone)
+        if removed_names := [name for name, value in facts.items() if value is None]:
+            self.connection.hdel(key, *removed_names)
 
     def end(self, project: str, run: str) -> str:
-        """The run is over; the trigger that asked meanwhile, "" when none did."""
+        """End a run; the trigger of a request that was folded into it meanwhile, "" for none."""
         return text(self._end(keys=[learning_key(project)], args=[run]))
 
     def cancel(self, project: str) -> str:
-        """Ask for the end of what waits or runs; its id, "" when there is nothing."""
+        """Cancel the waiting or running training of a project; its run's id, "" when there is none."""
         current = self.current(project)
         run = str(current.get("run", ""))
         if run:
@@ -160,7 +160,7 @@ def _encode(value: object) -> str | int | float:
 
 
 class Progress:
-    """Notes of one run; a queue server that is away for a while costs nothing but the notes."""
+    """Writes the progress of one run; while the queue server is away, only these notes are lost."""
 
     def __init__(self, queue: TrainQueue, project: str, run: str, worker: str = "") -> None:
         self.queue = queue
@@ -171,7 +171,7 @@ class Progress:
         self.last: dict[str, Any] = {}
 
     def stage(self, stage: str) -> None:
-        """The round has come to a stage."""
+        """Note that the round has begun a stage."""
         self.curve, self.last = [], {}
         self._note(
             state=RUNNING,
@@ -186,7 +186,7 @@ class Progress:
         )
 
     def show(self, facts: dict[str, Any]) -> None:
-        """The training's own progress.json: iteration, of, losses or the whole curve, eta_s, phase."""
+        """Note the training's own progress.json: iteration, of, losses or the whole curve, eta_s, phase."""
         if not facts or facts == self.last:
             return
         self.last = facts
@@ -214,25 +214,25 @@ class Progress:
 
 
 def trainer_heartbeat(connection: Redis, worker: str) -> None:
-    """A sign of life."""
+    """Note that a training worker is alive."""
     now = time.time()
     connection.zadd(TRAINERS, {worker: now})
     connection.zremrangebyscore(TRAINERS, 0, now - 60 * LOST_AFTER_S)
 
 
 def living_trainers(connection: Redis) -> list[str]:
-    """Names, in order."""
+    """Names of training workers that are alive, in order."""
     names: Any = connection.zrangebyscore(TRAINERS, time.time() - LOST_AFTER_S, "+inf")
     return sorted(text(name) for name in names)
 
 
 def forget_trainer(connection: Redis, worker: str) -> None:
-    """A decent end."""
+    """Remove a training worker that ends."""
     connection.zrem(TRAINERS, worker)
 
 
 def read_trigger_state(connection: Redis, project: str) -> dict[str, Any]:
-    """What the last look at a project found; {} when nobody has looked yet.
+    """What the watcher last found in a project; {} when it has not looked yet.
 
     at (unix time), new (annotations newer than the newest snapshot), error, connected (whether one of its backends is
     ours), set (what was set in Label Studio last, for people), title (of the project).

@@ -1,9 +1,9 @@
-"""Which checkpoint a project is served with: its ACTIVE version of the registry, else the model of the settings.
+"""Find the checkpoint that serves a project: its ACTIVE version of the registry, else the model of the settings.
 
-The API and the workers ask here, so that they agree. No torch. Versions never change, so one that lies in the cache is
-good for ever; only the pointer is read again. Where nothing can be predicted, a project is told why.
+The API and the workers both use this module, so that they agree. No torch. Versions never change, so a cached one stays
+valid; only the pointer is read again. Where nothing can be predicted, `project_notice` says why.
 
-An operator's TRANSFINER_PROJECT_MODELS wins over what the learning loop promoted, which wins over TRANSFINER_MODEL.
+An operator's TRANSFINER_PROJECT_MODELS wins over the version that learning promoted, which wins over TRANSFINER_MODEL.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from training.registry import Registry
 
 log = logging.getLogger(__name__)
-# A pointer in a bucket is asked for again after this many s; one in a folder at once.
+# The pointer in a bucket is cached this long, in s; one in a folder is read each time.
 REMOTE_TTL_S = 3.0
 
 _pointers: dict[tuple[str, str], tuple[float, str | None]] = {}
@@ -46,8 +46,8 @@ class ServedModel:
     """Identity of a checkpoint directory.
 
     Attributes:
-        version: what Label Studio stores as model_version.
-        node_budget: most nodes of an image to refine when it serves, 0 for all; None: what its configuration says.
+        version: the model_version that Label Studio stores.
+        node_budget: most nodes of an image to refine when it serves, 0 for all; None: that of its configuration.
     """
 
     directory: Path
@@ -58,9 +58,9 @@ class ServedModel:
     node_budget: int | None = field(default=None, compare=False)
 
 
-def node_budget_of(served: ServedModel, wished: int) -> int | None:
-    """Node budget for `model.inference.predictor.Predictor`: of the settings, or with -1 what is best for the model."""
-    return served.node_budget if wished < 0 else wished
+def node_budget_of(model: ServedModel, setting: int) -> int | None:
+    """Node budget for `model.inference.predictor.Predictor`: that of the settings, or for -1 that of the model."""
+    return model.node_budget if setting < 0 else setting
 
 
 def read_served_model(directory: Path) -> ServedModel:
@@ -101,7 +101,7 @@ def registry_of(settings: Settings) -> Registry | None:
 
 
 def required_registry(settings: Settings) -> Registry:
-    """The registry of the settings."""
+    """The registry of the settings. Raises ServiceError where learning is off."""
     registry = registry_of(settings)
     if registry is None:
         raise ServiceError("Learning is off: TRANSFINER_REGISTRY is empty.", "Name a folder or bucket.", status=409)
@@ -109,7 +109,7 @@ def required_registry(settings: Settings) -> Registry:
 
 
 def project_name(project_key: str) -> str:
-    """Label Studio's "<id>.<created>" as the registry names the project: its id; "" when it is none."""
+    """The project's name in the registry: the id of Label Studio's "<id>.<created>"; "" when it has none."""
     name = project_key.partition(".")[0]
     return name if re.fullmatch(r"[0-9]{1,18}", name) else ""
 
@@ -117,7 +117,7 @@ def project_name(project_key: str) -> str:
 def active_version(settings: Settings, project_key: str) -> str | None:
     """Name of the project's active version; None when none was promoted yet.
 
-    While the registry cannot be read it is the last one that could (`registry_problems` says so).
+    While the registry cannot be read it is the last one that was read (`registry_problems` says so).
     """
     from training.registry import RegistryError
 
@@ -144,7 +144,7 @@ def active_version(settings: Settings, project_key: str) -> str | None:
 
 
 def registry_problems(settings: Settings, project_keys: Iterable[str]) -> list[str]:
-    """Why the registry cannot say what serves these projects; [] when it can."""
+    """Problems of reading these projects' active versions from the registry; [] for none."""
     if settings.registry and "://" not in settings.registry and Path(settings.registry).is_file():
         return [f"The registry {settings.registry} is a file, expected a folder."]
     keys = list(project_keys)
@@ -155,7 +155,7 @@ def registry_problems(settings: Settings, project_keys: Iterable[str]) -> list[s
 
 
 def _last_good_file(settings: Settings, project: str) -> Path:
-    """Beside the versions that were fetched, so that a process that starts knows what served last."""
+    """The file with the last active version, beside the fetched versions, for processes that start later."""
     return Path(settings.registry_cache) / project / "LAST_GOOD"
 
 
@@ -177,7 +177,7 @@ def _write_last_good(settings: Settings, project: str, version: str | None) -> N
 def active_directory(settings: Settings, project_key: str) -> Path | None:
     """Local checkpoint directory of the project's active version; None: serve the model of the settings."""
     version = active_version(settings, project_key)
-    return None if version is None else _fetched(settings, project_name(project_key), version)
+    return None if version is None else _fetch(settings, project_name(project_key), version)
 
 
 def active_model(settings: Settings, project_key: str) -> ServedModel | None:
@@ -193,16 +193,16 @@ def active_model(settings: Settings, project_key: str) -> ServedModel | None:
         try:
             info = required_registry(settings).version(project_name(project_key), version)
         except (OSError, ValueError, LookupError) as error:
-            fetched = Path(settings.registry_cache) / project_name(project_key) / version
-            if (fetched / METADATA_FILE).is_file():
-                return read_served_model(fetched)
+            directory = Path(settings.registry_cache) / project_name(project_key) / version
+            if (directory / METADATA_FILE).is_file():
+                return read_served_model(directory)
             raise _unavailable(settings, project_name(project_key), version, error) from error
         _records[identity] = ServedModel(Path(info.directory_url), version, version, info.classes, info.digest)
     return _records[identity]
 
 
 def version_directory(settings: Settings, project_key: str, version: str) -> Path | None:
-    """Local checkpoint directory of the version that a job asks for, active or not; None: the project has none such.
+    """Local checkpoint directory of the version that a job names, active or not; None: the project has no such one.
 
     A promotion between a request and the worker that takes it must not fail the job.
     """
@@ -214,22 +214,22 @@ def version_directory(settings: Settings, project_key: str, version: str) -> Pat
             return None
     except (OSError, ValueError, LookupError) as error:
         log.error("the registry cannot be read: %s", error)
-    return _fetched(settings, project, version)
+    return _fetch(settings, project, version)
 
 
-def _fetched(settings: Settings, project: str, version: str) -> Path:
-    """From the cache when this process has it there already: the registry compares all files' digests each time."""
+def _fetch(settings: Settings, project: str, version: str) -> Path:
+    """Fetch a version, once a process: the registry compares the digests of all files each time."""
     identity = (settings.registry, str(settings.registry_cache), project, version)
-    known = _directories.get(identity)
-    if known is not None and (known / METADATA_FILE).is_file():
-        return known
+    cached = _directories.get(identity)
+    if cached is not None and (cached / METADATA_FILE).is_file():
+        return cached
     try:
         with _fetching:
             directory = required_registry(settings).fetch(project, version, settings.registry_cache)
     except (OSError, ValueError, LookupError) as error:
         # Complete, since only `fetch` writes there: it names the folder when all files are in it.
-        if ((fetched := Path(settings.registry_cache) / project / version) / METADATA_FILE).is_file():
-            return fetched
+        if ((local := Path(settings.registry_cache) / project / version) / METADATA_FILE).is_file():
+            return local
         raise _unavailable(settings, project, version, error) from error
     _directories[identity] = directory
     return directory
@@ -242,7 +242,7 @@ def _unavailable(settings: Settings, project: str, version: str, error: Exceptio
     )
 
 
-def _pinned(settings: Settings, project_key: str) -> Path | None:
+def _pinned_directory(settings: Settings, project_key: str) -> Path | None:
     return settings.models_of_projects().get(project_key.partition(".")[0])
 
 
@@ -252,26 +252,26 @@ def model_directory(settings: Settings, project_key: str) -> Path:
     Args:
         project_key: Label Studio's "<id>.<created>"; "" for clients without a project.
     """
-    return _pinned(settings, project_key) or active_directory(settings, project_key) or settings.model
+    return _pinned_directory(settings, project_key) or active_directory(settings, project_key) or settings.model
 
 
 def served_model(settings: Settings, project_key: str) -> ServedModel:
-    """Resolve the version for the API: no weights are downloaded, for /setup must be answered within 3 s."""
-    pinned = _pinned(settings, project_key)
-    active = None if pinned else active_model(settings, project_key)
-    return active or read_served_model(pinned or settings.model)
+    """Resolve the version for the API without downloading weights: /setup must be answered within 3 s."""
+    pinned_directory = _pinned_directory(settings, project_key)
+    active = None if pinned_directory else active_model(settings, project_key)
+    return active or read_served_model(pinned_directory or settings.model)
 
 
 SMART = re.compile(r"""\ssmart\s*=\s*["']true["']""", re.IGNORECASE)
 
 
 def project_notice(settings: Settings, label_config: str, model: ServedModel) -> str:
-    """Why nothing is outlined in a project with this label config (XML), and what to do; "" when something is."""
+    """Say why nothing is outlined in a project with this label config (XML), and what to do; "" when something is."""
     config = parse_label_config(label_config)
     if config.reason:
         return notice(config.reason, settings.status_url)
-    matched = config.match(model.labels)
-    if not matched.message:
+    match = config.match(model.labels)
+    if not match.message:
         return ""
     has_tools = has_smart_tools(label_config) and bool(prompt_version(settings))
     reason = unknown_labels(model.version, config.labels, has_smart_tools=has_tools)

@@ -1,4 +1,4 @@
-"""Where checkpoints lie on this machine: the ones that ship and the ones that were imported. No torch here."""
+"""Checkpoints on this machine: the shipped ones and the imported ones. No torch here."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class StoredModel:
 
 
 def stored_models(store: Path) -> list[StoredModel]:
-    """All checkpoints: those that ship, then those in `store`, by name."""
+    """All checkpoints: the shipped ones, then those in `store`, by name."""
     folders = [folder for root in (SHIPPED, store) if root.is_dir() for folder in sorted(root.iterdir())]
     return [_read(folder) for folder in folders if (folder / METADATA_FILE).is_file()]
 
@@ -46,9 +46,9 @@ def find_model(name: str, store: Path) -> Path:
     for directory in (Path(name), store / name, SHIPPED / name):
         if (directory / METADATA_FILE).is_file():
             return directory
-    known = ", ".join(model.directory.name for model in stored_models(store)) or "none"
+    names = ", ".join(model.directory.name for model in stored_models(store)) or "none"
     raise CheckpointError(
-        f"no checkpoint {name!r}: expected a directory with {METADATA_FILE}, or one of these names: {known}"
+        f"no checkpoint {name!r}: expected a directory with {METADATA_FILE}, or one of these names: {names}"
     )
 
 
@@ -57,5 +57,5 @@ def _read(directory: Path) -> StoredModel:
         metadata = read_metadata(directory)
     except CheckpointError as error:
         return StoredModel(directory, {}, str(error))
-    missing = "" if (directory / WEIGHTS_FILE).is_file() else f"{WEIGHTS_FILE} is missing"
-    return StoredModel(directory, metadata, missing)
+    problem = "" if (directory / WEIGHTS_FILE).is_file() else f"{WEIGHTS_FILE} is missing"
+    return StoredModel(directory, metadata, problem)

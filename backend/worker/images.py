@@ -1,7 +1,4 @@
-"""The images of a batch, fetched and decoded by a pool of threads while others do something else.
-
-Images of tasks, fetched with the credentials of their project's Label Studio.
-"""
+"""The images of a batch, fetched and decoded by a pool of threads with the credentials of their Label Studio."""
 
 from __future__ import annotations
 
@@ -30,18 +27,18 @@ Fetch = Callable[[PredictionJob, str], np.ndarray]
 
 
 class FetchedImages:
-    """Images on their way, since `begun` (time.monotonic())."""
+    """Images that are being fetched, since `begun` (time.monotonic())."""
 
     def __init__(self, futures: Mapping[str, Future[tuple[np.ndarray | TaskError, float]]], begun: float) -> None:
         self._futures = futures
         self._begun = begun
 
     def all(self) -> dict[str, np.ndarray | TaskError]:
-        """HxWx3 uint8 RGB by job id, or why there is none; waits for the last one."""
+        """Wait for all images: HxWx3 uint8 RGB, or an error, by job id."""
         return {job_id: future.result()[0] for job_id, future in self._futures.items()}
 
     def seconds(self) -> float:
-        """From the beginning until the last one was there, whether anybody waited or not."""
+        """Seconds from the beginning until the last image was there."""
         return max(future.result()[1] for future in self._futures.values()) - self._begun
 
 
@@ -74,22 +71,23 @@ class BatchFetcher:
         except ImageError as error:
             return TaskError(str(error))
         except redis.RedisError:
-            # No fault of the task: the batch is given up, and taken again once the queue server is back.
+            # Not the task's fault: the batch is given up, and taken again once the queue server is back.
             raise
         except Exception as error:
             log.exception("fetching the image of task %s failed unexpectedly", job.task.get("id"))
             return TaskError(f"The image could not be fetched: {error!r}.", "The worker's log has more.")
 
 
-# Fetchers keep connections and access tokens; one a Label Studio account, the least used is dropped beyond this.
+# A fetcher keeps connections and access tokens, one for each Label Studio account; beyond this the least used is
+# dropped.
 MOST_FETCHERS = 16
 
 
 def label_studio_of(settings: Settings, project: Project) -> tuple[str, str]:
     """Address and key of a project's Label Studio: our own settings win over what /setup said.
 
-    The key of the settings goes to the address of the settings only: anybody may send a /setup. Both are empty when
-    the address of /setup is not believed.
+    The key of the settings is sent to the address of the settings only: anybody may send a /setup. Both are empty when
+    the address of /setup is not trusted.
     """
     if settings.label_studio_url:
         return settings.label_studio_url, settings.label_studio_api_key.get_secret_value() or project.token
@@ -100,7 +98,7 @@ class ImageSource:
     """Fetches the image of a job; safe to use from several threads.
 
     Raises:
-        StartError: the cache cannot be a folder where the settings say: every task would fail for it.
+        StartError: the cache of the settings cannot be a folder, so every task would fail.
     """
 
     def __init__(self, settings: Settings, projects: Projects) -> None:
@@ -122,7 +120,7 @@ class ImageSource:
         """HxWx3 uint8 RGB, turned as its EXIF says.
 
         Raises:
-            TaskError: the same, where the reason may be that Label Studio's address is not believed.
+            ImageError: the image cannot be fetched or decoded.
         """
         project = self.projects.get(job.project) if job.project else Project(key="")
         return self.fetcher(project).fetch(job.task, value_key)

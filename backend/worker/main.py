@@ -1,4 +1,4 @@
-"""The worker process: keeps the model warm, takes batches of waiting tasks and overlaps them until it is asked to stop.
+"""The worker process: keeps the model loaded and runs batches of waiting tasks, overlapped, until it is asked to stop.
 
 While the network runs on one batch, the images of the next are fetched and the last is outlined:
 
@@ -8,8 +8,8 @@ While the network runs on one batch, the images of the next are fetched and the 
 
 Torch releases the interpreter while it computes. Signals, and with them the time limit of a batch, reach the main
 thread only. Interactive tasks belong to an interactive worker; where none lives, every other worker takes them between
-its batches. The queue server may go away, restart, forget everything or be full: the loop waits until it is back, with
-what was loaded still loaded and what was computed still kept.
+its batches. The queue server may go away, restart, lose its data or be full: the loop waits until it is back, and keeps
+its models and the outcomes that are not stored yet.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Batch:
     """Tasks to be predicted together.
 
     Attributes:
-        is_alone: it was there when a worker died; nothing else may be at hand, so that the killer is found.
+        is_alone: its task was running when a worker died. Nothing else runs with it, so that a task that kills workers
+            is identified.
     """
 
     jobs: dict[str, PredictionJob]
@@ -73,7 +74,7 @@ class Batch:
 
 
 class Batcher:
-    """Batches for one worker, which answers for them with its signs of life from then on."""
+    """Takes batches for one worker, whose heartbeat covers them from then on."""
 
     def __init__(self, queue: JobQueue, vitals: Heartbeat, settings: Settings, *, is_interactive: bool = False) -> None:
         self.queue = queue
@@ -84,7 +85,7 @@ class Batcher:
         self._script = load_script(self.connection, "take")
 
     def first(self) -> Batch | None:
-        """A batch to begin with: the interactive task that waits longest, alone, else what waits and comes soon."""
+        """Take a first batch: the interactive task that waits longest, alone, else a batch of waiting tasks."""
         urgent = self.urgent()
         if urgent is not None or self.is_interactive:
             return urgent
@@ -93,45 +94,46 @@ class Batcher:
         return self.next()
 
     def urgent(self) -> Batch | None:
-        """The interactive task that waits longest; left to an interactive worker where one lives."""
+        """Take the interactive task that waits longest; None while an interactive worker lives."""
         if not self.is_interactive and self.connection.exists(INTERACTIVE_WORKERS):
             return None
         return self._take(INTERACTIVE_LANE, 1)
 
     def next(self) -> Batch | None:
-        """What waits, up to a whole batch; nothing for an interactive worker."""
+        """Take waiting tasks, up to a whole batch; None for an interactive worker."""
         if self.is_interactive:
             return None
         return self._take(PREDICT_LANE, self.limits.max_batch)
 
     def ahead(self) -> Batch | None:
-        """The same, to be prepared while another batch runs: not at the cost of workers that could run it now."""
+        """Take a batch to prepare while another runs; one is left for each other worker, which could run it now."""
         if self.is_interactive:
             return None
-        most = self.limits.max_batch
-        return self._take(PREDICT_LANE, most, left_to_each=most, may_be_alone=False)
+        limit = self.limits.max_batch
+        return self._take(PREDICT_LANE, limit, left_to_each=limit, may_be_alone=False)
 
     def _await_company(self) -> None:
-        """Give others `max_wait_ms` to arrive."""
+        """Wait up to `max_wait_ms` for a full batch."""
         give_up = time.monotonic() + self.limits.max_wait_ms / 1000
         while time.monotonic() < give_up and self.connection.llen(PREDICT_LANE) < self.limits.max_batch:
             time.sleep(POLL_S)
 
-    def _take(self, lane: str, most: int, *, left_to_each: int = 0, may_be_alone: bool = True) -> Batch | None:
-        """One round trip; see take.lua."""
+    def _take(self, lane: str, limit: int, *, left_to_each: int = 0, may_be_alone: bool = True) -> Batch | None:
+        """Take tasks of a lane in one round trip; see take.lua."""
         name = self.vitals.name
-        is_alone, dropped, *taken = self._script(
-            keys=[lane, RUNNING + name, WORKERS], args=[NAMES, name, time.time(), most, left_to_each, int(may_be_alone)]
+        is_alone, dropped_ids, *id_payload_pairs = self._script(
+            keys=[lane, RUNNING + name, WORKERS],
+            args=[NAMES, name, time.time(), limit, left_to_each, int(may_be_alone)],
         )
-        for job_id in dropped:
+        for job_id in dropped_ids:
             log.info("%s: nobody waits for it any more; dropped", text(job_id))
-        if not taken:
+        if not id_payload_pairs:
             return None
-        payloads = zip(map(text, taken[::2]), taken[1::2], strict=True)
+        payloads = zip(map(text, id_payload_pairs[::2]), id_payload_pairs[1::2], strict=True)
         return Batch({job_id: self.queue.job_of(json.loads(payload)) for job_id, payload in payloads}, bool(is_alone))
 
 
-#: A batch whose images are on their way.
+#: A batch whose images are being fetched.
 Begun = tuple[Batch, FetchedImages]
 
 
@@ -154,7 +156,7 @@ class BatchPipeline:
         """Run `first` and all that waits.
 
         Raises:
-            RedisError: the queue server went away; what was at hand is still listed as ours.
+            RedisError: the queue server went away; unfinished tasks are still listed as ours.
         """
         ahead = self._begin(first)
         try:
@@ -180,19 +182,19 @@ class BatchPipeline:
         return (batch, self.runner.fetcher.begin(batch.jobs)) if batch else None
 
     def _compute(self, begun: Begun) -> None:
-        """Images and network here, the rest in the writing thread once it has done the batch before."""
+        """Wait for images and run the network here; the writing thread does the rest after the batch before."""
         batch, images = begun
         try:
             with UnixSignalDeathPenalty(self.timeout_s, JobTimeoutException):
-                predicted = self.runner.predict(batch.jobs, images)
+                predicted_batch = self.runner.predict(batch.jobs, images)
         except JobTimeoutException:
             self.runner.fail(batch.jobs, self._too_long())
             return
         self._settle()
-        self._writing = batch, self._writer.submit(self.runner.write, predicted)
+        self._writing = batch, self._writer.submit(self.runner.write, predicted_batch)
 
     def _settle(self) -> None:
-        """Wait until the batch before is recorded."""
+        """Wait until the previous batch is recorded."""
         if self._writing is None:
             return
         (batch, future), self._writing = self._writing, None
@@ -201,7 +203,7 @@ class BatchPipeline:
         except TimeoutError:
             if future.done():
                 raise
-            # The thread cannot be interrupted; it is left behind with what it does.
+            # The thread cannot be interrupted; it is abandoned with its work.
             self._writer.shutdown(wait=False)
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="regions")
             self.runner.fail(batch.jobs, self._too_long())
@@ -222,14 +224,14 @@ SAME_SIGNAL_S = 1.0
 
 
 class StopSignal:
-    """Whether this process was asked to end (SIGTERM, SIGINT); what is at hand is finished first.
+    """Whether this process was asked to end (SIGTERM, SIGINT); current batches are finished first.
 
     A second signal ends the process at once. For the main thread.
     """
 
-    def __init__(self, also: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, on_stop: Callable[[], object] = lambda: None) -> None:
         self.is_set = False
-        self._also = also
+        self._also = on_stop
         self._asked_at = 0.0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
@@ -249,19 +251,20 @@ def serve_queue(
     stop: StopSignal,
     *,
     burst: bool = False,
-    connected: Callable[[], object] = lambda: None,
+    on_connect: Callable[[], object] = lambda: None,
 ) -> None:
-    """Work until asked to stop, or with `burst` until nothing waits; a queue server that fails is waited for.
+    """Work until asked to stop, or with `burst` until nothing waits; wait while the queue server is away.
 
     Args:
-        connected: called at the beginning and whenever the queue server answers again.
+        work: does one piece of work; False when nothing waits.
+        on_connect: called at the beginning and whenever the queue server answers again.
     """
     pause_s = RETRY_S
     while not stop.is_set:
         try:
             with connection.pubsub(ignore_subscribe_messages=True) as news:
                 news.subscribe(QUEUED_CHANNEL)
-                connected()
+                on_connect()
                 while not stop.is_set:
                     if work():
                         pause_s = RETRY_S
@@ -280,40 +283,40 @@ def serve_queue(
 
 
 class Recorder:
-    """Hands what became of batches to the queue; keeps what the queue server did not take.
+    """Stores the outcomes of batches in the queue; keeps those that could not be stored, for the next try.
 
     Args:
-        worker: name of the worker, which has nothing more to do with the tasks then.
+        worker: name of the worker; stored tasks are removed from its list of running ones.
     """
 
     def __init__(self, queue: JobQueue, worker: str) -> None:
         self.queue = queue
         self.worker = worker
-        self._kept: list[tuple[Mapping[str, FinishedJob], Mapping[str, float]]] = []
+        self._unstored: list[tuple[Mapping[str, FinishedJob], Mapping[str, float]]] = []
 
-    def record(self, ended: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
+    def record(self, finished_jobs: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
         """Store outcomes and figures of a batch in one round trip."""
-        self._kept.append((ended, stages_s))
+        self._unstored.append((finished_jobs, stages_s))
         self.flush()
 
     def flush(self) -> None:
-        """Store what is kept, the oldest first."""
-        while self._kept:
-            ended, stages_s = self._kept[0]
-            self._store(ended, stages_s)
-            self._kept.pop(0)
+        """Store the outcomes that are kept, the oldest first."""
+        while self._unstored:
+            finished_jobs, stages_s = self._unstored[0]
+            self._store(finished_jobs, stages_s)
+            self._unstored.pop(0)
 
-    def _store(self, ended: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
+    def _store(self, finished_jobs: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
         def also(pipe: Pipeline) -> None:
-            pipe.srem(RUNNING + self.worker, *ended)
+            pipe.srem(RUNNING + self.worker, *finished_jobs)
             pipe.hincrby(STATS, "batches", 1)
-            pipe.hincrby(STATS, "batch_tasks", len(ended))
+            pipe.hincrby(STATS, "batch_tasks", len(finished_jobs))
             for stage, seconds in stages_s.items():
                 pipe.hincrbyfloat(STATS, f"stage_{stage}", seconds)
             for figure in ("instances", "seconds"):
-                pipe.hincrbyfloat(STATS, figure, sum(job.facts[figure] for job in ended.values()))
+                pipe.hincrbyfloat(STATS, figure, sum(job.facts[figure] for job in finished_jobs.values()))
 
-        self.queue.records.finish_all(ended, also)
+        self.queue.records.finish_all(finished_jobs, also)
 
 
 def run_worker(
@@ -323,11 +326,11 @@ def run_worker(
     burst: bool = False,
     is_interactive: bool = False,
 ) -> None:
-    """Serve jobs until SIGTERM or SIGINT, which finish the batch at hand. For the main thread of a process.
+    """Serve jobs until SIGTERM or SIGINT; the current batch is finished. For the main thread of a process.
 
     Args:
-        load: builds the predictor of the settings' checkpoint directory; another one in tests of the queue's mechanics.
-        is_interactive: answer prompts only, with the promptable model alone, so that none waits behind a batch.
+        load: builds the predictor of the settings' checkpoint directory; tests of the queue give another one.
+        is_interactive: answer prompts only, with the promptable model alone, so that no prompt waits behind a batch.
 
     Raises:
         StartError: no queue server, or a model that cannot be loaded.
@@ -343,7 +346,7 @@ def run_worker(
     batcher = Batcher(queue, vitals, settings, is_interactive=is_interactive)
     stop = StopSignal()
     pipeline = BatchPipeline(batcher, runner, may_go_on=lambda: not stop.is_set, timeout_s=settings.batch_timeout_s)
-    maintenance = MaintenanceThread(queue, vitals, settings, runner.loaded, pushes=not is_interactive)
+    maintenance = MaintenanceThread(queue, vitals, settings, runner.warm_models, pushes=not is_interactive)
 
     def work() -> bool:
         batch = batcher.first()
@@ -352,21 +355,21 @@ def run_worker(
         return batch is not None
 
     def take_stock() -> None:
-        """What was computed is stored; what was taken in a call whose answer was lost is queued again."""
+        """Store outcomes that are kept, and queue tasks again whose taking was lost with the connection."""
         recorder.flush()
         requeue_jobs_of(queue, name)
         absolve(queue, name)
 
     maintenance.start()
-    log.info("worker %s serves %s", name, runner.loaded.version)
+    log.info("worker %s serves %s", name, runner.warm_models.version)
     try:
-        serve_queue(work, connection, stop, burst=burst, connected=take_stock)
+        serve_queue(work, connection, stop, burst=burst, on_connect=take_stock)
         take_stock()
     except redis.RedisError as error:
         log.warning("left without saying goodbye: %s", error)
     finally:
         maintenance.end()
-        # What is still listed as running, after an error, is taken over by others as from a dead worker.
+        # After an error, tasks still listed as running are taken over by others as from a dead worker.
         try:
             vitals.leave()
         except redis.RedisError as error:
@@ -376,7 +379,7 @@ def run_worker(
 def _runner(
     settings: Settings, queue: JobQueue, recorder: Recorder, load: Callable[[Settings], Predictor], is_interactive: bool
 ) -> TaskRunner:
-    """What runs tasks, with its models warm."""
+    """Build the task runner, with its models loaded."""
     images = ImageSource(settings, Projects(queue.connection))
     prompts = PromptRunner(settings) if prompt_version(settings) or is_interactive else None
     if prompts and (is_interactive or not queue.connection.exists(INTERACTIVE_WORKERS)):
@@ -395,7 +398,7 @@ def _warm(prompts: PromptRunner, is_needed: bool) -> None:
     """Load the promptable model before the first prompt.
 
     Raises:
-        StartError: it cannot be loaded, and nothing can be done without.
+        StartError: it cannot be loaded, and this worker needs it.
     """
     if is_needed:
         import torch

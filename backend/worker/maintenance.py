@@ -1,8 +1,8 @@
 """What runs beside a worker's batches: heartbeats, taking over from dead workers, pushing deferred predictions.
 
 Deferred predictions are pushed into Label Studio once, in chunks, with retry; a lock per project leaves each project to
-one worker. What is deferred is in Redis, so it outlives the process. After a push whose fate is unknown (a timeout, a
-killed worker) the tasks are looked up in Label Studio first: it has no duplicate check of its own.
+one worker. Deferred tasks are in Redis, so they outlive the process. After a push whose outcome is unknown (a timeout,
+a killed worker) the tasks are looked up in Label Studio first: it has no duplicate check of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from integration.label_studio.tasks import Prediction
 
 log = logging.getLogger(__name__)
 POLL_S = 0.3
-# Rows that are ready are not held back longer than this, in s, for a fuller chunk.
+# Rows wait at most this long, in s, for a fuller chunk.
 GATHER_S = 3.0
 
 
@@ -56,7 +56,7 @@ def connect(settings: Settings, project: Project) -> LabelStudioClient:
 
 
 class Pusher:
-    """Delivers what requests deferred."""
+    """Pushes deferred predictions into Label Studio."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Pusher:
             except redis.RedisError as error:
                 log.warning("cannot look for deferred predictions: %s", error)
             except Exception:
-                # A broken push must not end the thread: everything deferred later would never arrive.
+                # A broken push must not end the thread: nothing deferred later would be delivered.
                 log.exception("pushing failed unexpectedly; trying again")
 
     def push_ready(self) -> int:
@@ -98,33 +98,33 @@ class Pusher:
         key = tasks.project
         if time.monotonic() < self.wait_until.get(key, 0.0):
             return 0
-        self.deliveries.drop(tasks.ended)
-        if not self._worth_pushing(key, len(tasks.done), tasks.unfinished):
+        self.deliveries.drop(tasks.failed_ids)
+        if not self._worth_pushing(key, len(tasks.done_ids), tasks.unfinished_count):
             return 0
         lock = RenewedLock(self.connection, PUSH_LOCK + key, self.worker, lost_after_s=self.settings.worker_lost_s)
         with lock:
             if not lock.is_held:
                 self._break_lock(keys=[PUSH_LOCK + key], args=[NAMES])
                 return 0
-            # With the lock in hand, whatever is still marked as being pushed was left by a worker that died.
+            # We hold the lock, so tasks still marked as being pushed were left by a worker that died.
             entries = self.deliveries.deferred_of(sorted(self.deliveries.being_pushed()))
-            left = [job_id for job_id, entry in entries.items() if entry["project"] == key]
-            self.deliveries.give_back(left, uncertain=True)
-            ready = self.deliveries.take(tasks.done, self.settings.push_chunk)
-            if not ready:
-                self.deliveries.end_overdue_claims(tasks.done)
-            return self._push(self.projects.get(key), ready, lock)
+            abandoned_ids = [job_id for job_id, entry in entries.items() if entry["project"] == key]
+            self.deliveries.give_back(abandoned_ids, uncertain=True)
+            ready_ids = self.deliveries.take(tasks.done_ids, self.settings.push_chunk)
+            if not ready_ids:
+                self.deliveries.end_overdue_claims(tasks.done_ids)
+            return self._push(self.projects.get(key), ready_ids, lock)
 
-    def _worth_pushing(self, key: str, done: int, unfinished: int) -> bool:
-        """Full chunks at once, the last ones when nothing more comes, and a few every `GATHER_S`."""
-        if not done:
+    def _worth_pushing(self, key: str, done_count: int, unfinished_count: int) -> bool:
+        """Whether to push now: a full chunk, the last tasks of a project, or anything after `GATHER_S`."""
+        if not done_count:
             self.ready_since.pop(key, None)
             return False
         since = self.ready_since.setdefault(key, time.monotonic())
-        worth = done >= self.settings.push_chunk or not unfinished or time.monotonic() - since > GATHER_S
-        if worth:
+        is_worth = done_count >= self.settings.push_chunk or not unfinished_count or time.monotonic() - since > GATHER_S
+        if is_worth:
             self.ready_since.pop(key, None)
-        return worth
+        return is_worth
 
     def _push(self, project: Project, job_ids: list[str], lock: RenewedLock) -> int:
         if not job_ids:
@@ -133,24 +133,30 @@ class Pusher:
         outcomes = self.records.outcomes(job_ids)
         rows = {i: _row(entries[i], outcomes[i].prediction) for i in job_ids if i in entries and i in outcomes}
         self.deliveries.drop([job_id for job_id in job_ids if job_id not in rows])
-        uncertain = {job_id for job_id in rows if entries[job_id].get("uncertain")}
+        uncertain_ids = {job_id for job_id in rows if entries[job_id].get("uncertain")}
         try:
             client = self._client(project)
-            stored = {job_id for job_id in uncertain if _copies(client, rows[job_id])}
-            missing = {job_id: row for job_id, row in rows.items() if job_id not in stored}
-            # A worker that was frozen must not import what another one has imported meanwhile.
+            stored_ids = {job_id for job_id in uncertain_ids if _copies(client, rows[job_id])}
+            missing_rows = {job_id: row for job_id, row in rows.items() if job_id not in stored_ids}
+            # If this process was frozen, another worker may have imported these tasks meanwhile.
             if not lock.renew():
                 log.warning("project %s: another worker has taken over; nothing is pushed", project.id)
                 return 0
-            created = 0
-            if missing:
-                created = client.import_predictions(int(project.id), list(missing.values()), chunk=len(missing))
-            if created < len(missing):
-                lost = len(missing) - created
-                log.warning("project %s: Label Studio dropped %d pushed prediction(s)", project.id, lost)
-            # Between that check and Label Studio's storing there was a moment all the same.
-            doubtful = missing if not lock.renew() else {job_id: missing[job_id] for job_id in uncertain - stored}
-            removed = sum(_remove_copies(client, row) for row in doubtful.values())
+            created_count = 0
+            if missing_rows:
+                created_count = client.import_predictions(
+                    int(project.id), list(missing_rows.values()), chunk=len(missing_rows)
+                )
+            if created_count < len(missing_rows):
+                lost_count = len(missing_rows) - created_count
+                log.warning("project %s: Label Studio dropped %d pushed prediction(s)", project.id, lost_count)
+            # The lock may still have been lost between that check and the import.
+            doubtful_rows = (
+                missing_rows
+                if not lock.renew()
+                else {job_id: missing_rows[job_id] for job_id in uncertain_ids - stored_ids}
+            )
+            removed_count = sum(_remove_copies(client, row) for row in doubtful_rows.values())
         except ClientError as error:
             return self._failed(project, rows, error, lock)
         except Exception:
@@ -158,26 +164,26 @@ class Pusher:
                 self.deliveries.give_back(list(rows), uncertain=True)
             self._back_off(project)
             raise
-        if removed:
-            log.warning("project %s: removed %d prediction(s) that were stored twice", project.id, removed)
+        if removed_count:
+            log.warning("project %s: removed %d prediction(s) that were stored twice", project.id, removed_count)
         self.deliveries.pushed(list(rows), keep_s=self.settings.result_ttl_s)
         self.failures.pop(project.key, None)
-        self.connection.hincrby(STATS, "pushed", created - removed)
-        log.info("project %s: pushed %d prediction(s)", project.id, created)
-        return created
+        self.connection.hincrby(STATS, "pushed", created_count - removed_count)
+        log.info("project %s: pushed %d prediction(s)", project.id, created_count)
+        return created_count
 
     def _failed(self, project: Project, rows: dict[str, dict[str, Any]], error: ClientError, lock: RenewedLock) -> int:
-        """400: a row is refused for good, so they go one by one; all else is tried again later."""
+        """Handle a failed push: refused rows (400, 404, 422) are pushed one by one, other errors retried later."""
         self.connection.hincrby(STATS, "push_failures", 1)
         if not lock.is_held:
-            return 0  # whoever has the lock now has the rows, too
+            return 0  # the new owner of the lock has the rows, too
         if error.status in (400, 404, 422) and len(rows) == 1:
             log.error("project %s: Label Studio refuses a prediction: %s", project.id, error)
             self.deliveries.drop(list(rows))
             return 0
-        # An answer with a 4xx status says that nothing was stored; no answer, or a 5xx, says nothing.
-        uncertain = error.status is None or error.status >= 500
-        self.deliveries.give_back(list(rows), uncertain=uncertain)
+        # A 4xx status says that nothing was stored; after no answer, or a 5xx, that is unknown.
+        is_uncertain = error.status is None or error.status >= 500
+        self.deliveries.give_back(list(rows), uncertain=is_uncertain)
         if error.status in (400, 404, 422):
             return sum(self._push(project, self.deliveries.take([job_id], 1), lock) for job_id in rows)
         delay_s = self._back_off(project)
@@ -185,11 +191,11 @@ class Pusher:
         return 0
 
     def _back_off(self, project: Project) -> float:
-        """Leave the project alone for a while, twice as long after each failure; the s until it is tried again."""
+        """Pause pushes into a project, twice as long after each failure; returns the pause in s."""
         failures = self.failures[project.key] = self.failures.get(project.key, 0) + 1
         delay_s = min(self.settings.push_retry_s * 2 ** min(failures - 1, 30), self.settings.push_retry_max_s)
         self.wait_until[project.key] = time.monotonic() + delay_s
-        # A new client asks for fresh credentials.
+        # A new client fetches fresh credentials.
         self.clients.clear()
         return delay_s
 
@@ -207,32 +213,32 @@ def _row(entry: dict[str, Any], prediction: Prediction | None) -> dict[str, Any]
 
 def _copies(client: LabelStudioClient, row: dict[str, Any]) -> list[dict[str, Any]]:
     """Predictions of the row's version that Label Studio has for the row's task, the oldest first."""
-    stored = client.list_predictions(task_id=row["task"])
-    copies = [prediction for prediction in stored if prediction.get("model_version") == row["model_version"]]
+    predictions = client.list_predictions(task_id=row["task"])
+    copies = [prediction for prediction in predictions if prediction.get("model_version") == row["model_version"]]
     return sorted(copies, key=lambda prediction: int(prediction.get("id") or 0))
 
 
 def _remove_copies(client: LabelStudioClient, row: dict[str, Any]) -> int:
-    """Remove all but the oldest of equal predictions; their number."""
+    """Remove all but the oldest of equal predictions; the number of removed ones."""
 
     def regions(prediction: Mapping[str, Any]) -> list[Any]:
         return [region.get("id") for region in prediction.get("result") or ()]
 
-    equal = [copy for copy in _copies(client, row) if regions(copy) == regions(row)]
-    for copy in equal[1:]:
+    equal_copies = [copy for copy in _copies(client, row) if regions(copy) == regions(row)]
+    for copy in equal_copies[1:]:
         client.delete_prediction(int(copy["id"]))
-    return len(equal[1:])
+    return len(equal_copies[1:])
 
 
 MOST_BEAT_S = 1.5
 
 
 class MaintenanceThread(threading.Thread):
-    """Runs beside the batches until `end`.
+    """Heartbeats, recovery and pushes, beside the batches, until `end`.
 
     Args:
-        pushes: whether deferred predictions are pushed, too; not from a worker that must answer within tenths of a
-            second.
+        pushes: whether deferred predictions are pushed, too; not from an interactive worker, which must answer within
+            tenths of a second.
     """
 
     def __init__(
@@ -280,7 +286,7 @@ class MaintenanceThread(threading.Thread):
 
 
 def _gpu_memory_mib() -> int:
-    """What torch holds of the GPU, 0 without one; torch is not imported here, only looked at."""
+    """GPU memory that torch has reserved, 0 without a GPU; reads torch only where it is already imported."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return 0
@@ -288,7 +294,7 @@ def _gpu_memory_mib() -> int:
 
 
 def _memory_mib() -> int:
-    """Resident memory now; elsewhere than on Linux its peak."""
+    """Current resident memory; its peak on other systems than Linux."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

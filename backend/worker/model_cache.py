@@ -1,8 +1,8 @@
 """The models that a worker keeps loaded, and how they predict with the memory there is.
 
-A batch is predicted so that one bad image fails alone. When memory runs out: the batch, then each image alone, then at
-a fraction of its size, then in parts, then on the CPU. What had to be given up is said on the prediction; the next
-batch starts at the top again. Models are warmed up once, the least used dropped when they take too much memory. A
+A bad image fails alone, not with its batch. When memory runs out for the batch, each image is tried alone, then at a
+fraction of its size, then in parts, then on the CPU. A note on the prediction says which; the next batch starts at the
+top again. Models are warmed up once; the least used are dropped when they take too much memory. A
 checkpoint directory that is replaced is another model: it is loaded when the first job names its version, and the one
 before stays for jobs that still name it. Importing this module imports no torch; loading does.
 """
@@ -31,7 +31,7 @@ from model.inference.tiling import Tiling, predict_tiled
 from model.instance import Instance
 
 log = logging.getLogger(__name__)
-# Tried one after the other.
+# Divisors of the image's edge, tried one after the other.
 FACTORS = (2, 4)
 
 
@@ -60,7 +60,7 @@ class Predictor(Protocol):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether smaller input may help; torch's own errors are told by name, since torch is not imported here."""
+    """Whether smaller input may help; torch's own errors are recognised by name, since torch is not imported here."""
     text = str(error).lower()
     return (
         isinstance(error, MemoryError)
@@ -77,14 +77,14 @@ def release_memory() -> None:
 
 
 def downscale_image(image: np.ndarray, factor: int) -> np.ndarray:
-    """HxWx3 uint8 to about H/factor x W/factor."""
+    """Shrink HxWx3 uint8 to about H/factor x W/factor."""
     height, width = image.shape[:2]
     size = (max(1, width // factor), max(1, height // factor))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
 
 def upscale_instance(instance: Instance, height: int, width: int) -> Instance:
-    """An instance of the shrunk image in the pixels of the whole one."""
+    """Scale an instance of the shrunk image to the pixels of the whole one."""
     small_height, small_width = instance.mask_hw.shape
     rows = np.arange(height) * small_height // height
     columns = np.arange(width) * small_width // width
@@ -100,14 +100,14 @@ def upscale_instance(instance: Instance, height: int, width: int) -> Instance:
 
 Call = Callable[[], Sequence[Instance]]
 T = TypeVar("T")
-# The last step on the same device cuts an image into parts of about half its edge, each looked at this much smaller.
+# The last step on the same device cuts an image into parts of about half its edge, each shrunk by this divisor.
 PARTS_DIVISOR = 4
 LEAST_PART_PX = 128
 
 
 @dataclass(frozen=True)
 class PredictedImage:
-    """Instances of one image; `note` says what had to be given up for them, "" when nothing was.
+    """Instances of one image; `note` says how they were degraded for lack of memory, "" when they were not.
 
     `precision` is that of the network: fp32, bf16 or mixed.
     """
@@ -119,11 +119,12 @@ class PredictedImage:
 
 @dataclass(frozen=True)
 class OomPolicy:
-    """How to predict.
+    """How to predict, also when memory runs out.
 
     Attributes:
-        tiling: which images are too large to be looked at in one piece.
-        spare: the same model on the CPU, None when the model is there already.
+        tiling: which images are cut into tiles.
+        batch: tiles of an image that are predicted together.
+        spare: returns the same model on the CPU, None when it runs there already.
     """
 
     tiling: Tiling = field(default_factory=Tiling)
@@ -132,15 +133,15 @@ class OomPolicy:
 
 
 def predict_with_fallback(
-    predictor: Predictor, images: Mapping[str, np.ndarray], care: OomPolicy | None = None
+    predictor: Predictor, images: Mapping[str, np.ndarray], policy: OomPolicy | None = None
 ) -> dict[str, PredictedImage | TaskError]:
-    """All that are not large at once, and when that fails one by one; large ones in tiles.
+    """Predict ordinary images together, or one by one when that fails; large ones in tiles.
 
     Raises:
         JobTimeoutException: the batch's time is over.
     """
-    care = care or OomPolicy()
-    ordinary = {key: image for key, image in images.items() if not care.tiling.cuts(image)}
+    policy = policy or OomPolicy()
+    ordinary = {key: image for key, image in images.items() if not policy.tiling.cuts(image)}
     results: dict[str, PredictedImage | TaskError] = {}
     if len(ordinary) > 1:
         outcome = _tried(lambda: predictor(list(ordinary.values())))
@@ -151,12 +152,12 @@ def predict_with_fallback(
                 key: PredictedImage(instances, "", predictor.precision)
                 for key, instances in zip(ordinary, outcome, strict=True)
             }
-    return {key: results[key] if key in results else _alone(predictor, image, care) for key, image in images.items()}
+    return {key: results[key] if key in results else _alone(predictor, image, policy) for key, image in images.items()}
 
 
-def _alone(predictor: Predictor, image: np.ndarray, care: OomPolicy) -> PredictedImage | TaskError:
+def _alone(predictor: Predictor, image: np.ndarray, policy: OomPolicy) -> PredictedImage | TaskError:
     height, width = image.shape[:2]
-    for note, call in _steps(predictor, image, care):
+    for note, call in _steps(predictor, image, policy):
         outcome = _tried(call)
         if not isinstance(outcome, Exception):
             if note:
@@ -173,7 +174,7 @@ def _alone(predictor: Predictor, image: np.ndarray, care: OomPolicy) -> Predicte
 
 
 def _tried(call: Callable[[], T]) -> T | Exception:
-    """What `call` gives, or its error without the frames that would keep its tensors in memory."""
+    """Return the result of `call`, or its error without the frames that would keep tensors in memory."""
     try:
         return call()
     except JobTimeoutException:
@@ -187,11 +188,11 @@ def _tried(call: Callable[[], T]) -> T | Exception:
     return failure
 
 
-def _steps(predictor: Predictor, image: np.ndarray, care: OomPolicy) -> Iterator[tuple[str, Call]]:
-    """Ways to predict one image, each with less memory than the one before, and what to say about it."""
-    yield "", lambda: _plain(predictor, image, care, care.batch)
-    if care.tiling.cuts(image) and care.batch > 1:
-        yield "", lambda: _plain(predictor, image, care, 1)
+def _steps(predictor: Predictor, image: np.ndarray, policy: OomPolicy) -> Iterator[tuple[str, Call]]:
+    """Ways to predict one image, each with less memory than the one before, with a note for the annotator."""
+    yield "", lambda: _plain(predictor, image, policy, policy.batch)
+    if policy.tiling.cuts(image) and policy.batch > 1:
+        yield "", lambda: _plain(predictor, image, policy, 1)
     for factor in FACTORS:
         yield (
             f"Out of memory: predicted at 1/{factor} of the image's size, outlines are coarser.",
@@ -203,18 +204,18 @@ def _steps(predictor: Predictor, image: np.ndarray, care: OomPolicy) -> Iterator
         f"Out of memory: predicted in parts of {part_px} px, outlines may be coarser where they meet.",
         lambda: predict_tiled(predictor.smaller(PARTS_DIVISOR), image, parts),
     )
-    if (spare := care.spare()) is not None:
-        yield "Out of memory on the GPU: predicted on the CPU.", lambda: _plain(spare, image, care, 1)
+    if (spare := policy.spare()) is not None:
+        yield "Out of memory on the GPU: predicted on the CPU.", lambda: _plain(spare, image, policy, 1)
 
 
-def _plain(predictor: Predictor, image: np.ndarray, care: OomPolicy, batch: int) -> list[Instance]:
-    if care.tiling.cuts(image):
-        return predict_tiled(predictor, image, care.tiling, batch=batch)
+def _plain(predictor: Predictor, image: np.ndarray, policy: OomPolicy, batch: int) -> list[Instance]:
+    if policy.tiling.cuts(image):
+        return predict_tiled(predictor, image, policy.tiling, batch=batch)
     return predictor([image])[0]
 
 
 def _call_smaller(predictor: Predictor, image: np.ndarray, factor: int) -> Call:
-    """Both what the network sees and the masks that are pasted are made smaller."""
+    """Build a call that shrinks both the network's input and the pasted masks."""
     height, width = image.shape[:2]
 
     def call() -> list[Instance]:
@@ -228,7 +229,7 @@ WARM_UP_EDGE_PX = 320
 
 
 def load(settings: Settings) -> Predictor:
-    """The predictor of the settings' checkpoint, warm."""
+    """Load and warm up the predictor of the settings' checkpoint."""
     try:
         require_model_libraries()
     except MissingRequirementError as error:
@@ -238,7 +239,7 @@ def load(settings: Settings) -> Predictor:
     from model.checkpoints.checkpoint import CheckpointError
     from model.inference.predictor import Predictor as TorchPredictor
 
-    served = read_served_model(settings.model)
+    served_model = read_served_model(settings.model)
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     begun = time.monotonic()
@@ -247,7 +248,7 @@ def load(settings: Settings) -> Predictor:
             settings.model,
             device=_device(settings),
             score_threshold=settings.score_floor,
-            node_budget=node_budget_of(served, settings.node_budget),
+            node_budget=node_budget_of(served_model, settings.node_budget),
             precision=settings.precision,
         )
     except (CheckpointError, ValueError) as error:
@@ -255,7 +256,11 @@ def load(settings: Settings) -> Predictor:
     predictor([np.zeros((WARM_UP_EDGE_PX, WARM_UP_EDGE_PX, 3), np.uint8)])
     seconds = time.monotonic() - begun
     log.info(
-        "model %s is warm on %s in %s after %.1f s", served.version, predictor.device, predictor.precision, seconds
+        "model %s is warm on %s in %s after %.1f s",
+        served_model.version,
+        predictor.device,
+        predictor.precision,
+        seconds,
     )
     return predictor
 
@@ -269,28 +274,28 @@ def _device(settings: Settings) -> str:
 
 
 class WarmModels:
-    """Predictors by what they are, the most recently used last.
+    """The loaded predictors by model and device, the most recently used last.
 
     Raises:
-        StartError: the settings' own model cannot be loaded. It is, at once, so that a broken worker ends early.
+        StartError: the settings' own model cannot be loaded. It is loaded at once, so that a broken worker ends early.
     """
 
     def __init__(self, settings: Settings, load: Callable[[Settings], Predictor] = load) -> None:
         self.settings = settings
         self.load = load
         self._warm: OrderedDict[tuple[ServedModel, str], Predictor] = OrderedDict()
-        # Replaced as a whole, since another thread reads it.
+        # Always replaced, never changed: another thread reads it.
         self.facts: tuple[dict[str, Any], ...] = ()
         self._keep(read_served_model(settings.model), "", load(settings))
 
     @property
     def version(self) -> str:
-        """Of the model that was used last."""
+        """Version of the model that was used last."""
         return str(self.facts[-1]["version"])
 
     def find(self, project_key: str, version: str) -> ServedModel:
-        """The model of that version of a project; loads nothing."""
-        known: list[str] = []
+        """Find a project's model of a version, without loading it."""
+        known_versions: list[str] = []
         directories: list[Path] = []
         for choose in (
             lambda: model_directory(self.settings, project_key),
@@ -300,47 +305,45 @@ class WarmModels:
                 if (directory := choose()) is None:
                     continue
                 directories.append(directory)
-                served = read_served_model(directory)
+                model = read_served_model(directory)
             except ServiceError as error:
                 log.error("%s", error)
                 continue
-            if served.version == version:
-                return served
-            known.append(served.version)
-        for served, _ in reversed(self._warm):
-            if served.version == version and served.directory in directories:
-                return served
+            if model.version == version:
+                return model
+            known_versions.append(model.version)
+        for model, _ in reversed(self._warm):
+            if model.version == version and model.directory in directories:
+                return model
         raise TaskError(
             f"The API asked for model version {version!r}, this worker has "
-            f"{', '.join(map(repr, known)) or 'none'} for this project.",
+            f"{', '.join(map(repr, known_versions)) or 'none'} for this project.",
             "Give API and workers the same TRANSFINER_MODEL (or the same registry of models).",
         )
 
-    def predictor(self, served: ServedModel, *, device: str = "") -> Predictor:
-        """The warm predictor of a model, on another device than the settings' if one is given."""
-        key = (served, device)
+    def predictor(self, model: ServedModel, *, device: str = "") -> Predictor:
+        """The loaded predictor of a model, on the given device or that of the settings."""
+        key = (model, device)
         if key in self._warm:
             self._warm.move_to_end(key)
             self._note()
             return self._warm[key]
-        settings = self.settings.model_copy(
-            update={"model": served.directory, **({"device": device} if device else {})}
-        )
+        settings = self.settings.model_copy(update={"model": model.directory, **({"device": device} if device else {})})
         try:
-            loaded = self._load(settings)
+            predictor = self._load(settings)
         except ServiceError as error:
             raise TaskError(str(error), "`transfiner doctor` checks the model.") from error
-        if loaded.version != served.version:
+        if predictor.version != model.version:
             raise TaskError(
-                f"{served.directory} was replaced while it was loaded: {served.version!r} -> {loaded.version!r}.",
+                f"{model.directory} was replaced while it was loaded: {model.version!r} -> {predictor.version!r}.",
                 "Ask again.",
             )
-        return self._keep(served, device, loaded)
+        return self._keep(model, device, predictor)
 
-    def spare(self, served: ServedModel) -> Predictor | None:
-        """The same model on the CPU, for images that no GPU memory is enough for; None where there is no GPU."""
-        on_gpu = str(self.predictor(served).device).startswith("cuda")
-        return self.predictor(served, device="cpu") if on_gpu else None
+    def spare(self, model: ServedModel) -> Predictor | None:
+        """The same model on the CPU, for images too large for the GPU's memory; None where there is no GPU."""
+        on_gpu = str(self.predictor(model).device).startswith("cuda")
+        return self.predictor(model, device="cpu") if on_gpu else None
 
     def _load(self, settings: Settings) -> Predictor:
         try:
@@ -353,12 +356,12 @@ class WarmModels:
         release_memory()
         return self.load(settings)
 
-    def _keep(self, served: ServedModel, device: str, predictor: Predictor) -> Predictor:
-        self._warm[served, device] = predictor
+    def _keep(self, model: ServedModel, device: str, predictor: Predictor) -> Predictor:
+        self._warm[model, device] = predictor
         limit = self.settings.warm_models_mib * 2**20
-        while len(self._warm) > 1 and sum(each.weights_bytes for each in self._warm.values()) > limit:
-            (dropped, _), _ = self._warm.popitem(last=False)
-            log.info("dropped model %s from memory", dropped.version)
+        while len(self._warm) > 1 and sum(entry.weights_bytes for entry in self._warm.values()) > limit:
+            (least_used, _), _ = self._warm.popitem(last=False)
+            log.info("dropped model %s from memory", least_used.version)
             release_memory()
         self._note()
         return predictor
@@ -366,10 +369,10 @@ class WarmModels:
     def _note(self) -> None:
         self.facts = tuple(
             {
-                "version": served.version,
+                "version": model.version,
                 "mib": round(predictor.weights_bytes / 2**20, 1),
                 "device": str(predictor.device),
                 "precision": predictor.precision,
             }
-            for (served, _), predictor in self._warm.items()
+            for (model, _), predictor in self._warm.items()
         )

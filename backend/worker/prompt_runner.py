@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 #: Pixels of decoded images that are kept for the next prompt on them.
 KEPT_BYTES = 256 << 20
-#: Images whose last answer is kept, so that the next click need not answer those before it again.
+#: Images whose last answer is kept, so that the next click does not compute the earlier ones again.
 KEPT_ANSWERS = 8
-#: Side of the image that a fresh model is tried on.
+#: Side of the image that a newly loaded model is tried on.
 VIEW_PX = 64
 
 
@@ -43,14 +43,14 @@ class PromptRunner:
 
     @property
     def precision(self) -> str:
-        """Of the predictor that answered last."""
+        """Precision of the loaded predictor."""
         return self._predictor.precision if self._predictor else "fp32"
 
     def answer(self, job: PredictionJob, image_rgb: np.ndarray) -> Instance:
-        """The object that a job's prompt means, with the annotator's label.
+        """Predict the object of a job's prompt, with the annotator's label.
 
         Raises:
-            TaskError: there is no promptable model, another version of it, or the prompt says nothing.
+            TaskError: there is no promptable model, it has another version, or the prompt is empty.
         """
         from model.prompts.answers import Prompt
 
@@ -73,7 +73,7 @@ class PromptRunner:
             return self._images.get((job.project, job.image))
 
     def remember(self, job: PredictionJob, image_rgb: np.ndarray) -> None:
-        """Keep an image for the next prompt; the oldest leave when they take too much memory."""
+        """Keep an image for the next prompt; the oldest are dropped beyond `KEPT_BYTES`."""
         with self._lock:
             self._images[job.project, job.image] = image_rgb
             self._images.move_to_end((job.project, job.image))
@@ -81,18 +81,18 @@ class PromptRunner:
                 self._images.popitem(last=False)
 
     def warm(self) -> None:
-        """Load the model now, so that the first prompt need not wait for it."""
+        """Load and try the model now, so that the first prompt does not wait for it."""
         self._predictor = self._load(self.settings)
         self._predictor.image(np.zeros((VIEW_PX, VIEW_PX, 3), np.uint8)).prompt_boxes([(0, 0, VIEW_PX, VIEW_PX)])
 
     @property
     def version(self) -> str:
-        """Of the model that is loaded; "" before the first prompt."""
+        """Version of the loaded model; "" before the first prompt."""
         return self._predictor.version if self._predictor else ""
 
     @property
     def facts(self) -> tuple[dict[str, Any], ...]:
-        """What the status page shows of the model."""
+        """Version, size and device of the model, for the status page."""
         if self._predictor is None:
             return ()
         size = sum(weight.nbytes for weight in self._predictor.network.parameters())

@@ -1,4 +1,4 @@
-"""What workers run: fetch the images of a batch, predict them together, turn each into a Label Studio prediction.
+"""Run a batch: fetch its images, predict them together, turn each into a Label Studio prediction.
 
 Three stages that a worker overlaps (backend/worker/main.py). One bad image fails its own task only.
 """
@@ -36,16 +36,16 @@ Done = Callable[[Mapping[str, FinishedJob], Mapping[str, float]], None]
 
 @dataclass
 class PredictedTask:
-    """A batch behind the network. The images are gone: those of two batches are in memory already.
+    """A batch after the network. It keeps no images: those of two other batches are in memory already.
 
     Attributes:
-        sizes: height and width of each upright image in px, or why there is none.
+        sizes: height and width of each upright image in px, or the error.
     """
 
     jobs: Mapping[str, PredictionJob]
     sizes: dict[str, tuple[int, int] | TaskError] = field(default_factory=dict)
     models: dict[str, ServedModel] = field(default_factory=dict)
-    predicted: dict[str, PredictedImage | TaskError] = field(default_factory=dict)
+    predicted_images: dict[str, PredictedImage | TaskError] = field(default_factory=dict)
     stages_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -53,39 +53,39 @@ class TaskRunner:
     """Runs batches with warm predictors.
 
     Args:
-        models: gives the predictor of the version that a job names; None for a worker of prompts alone.
+        models: the predictors of all versions; None for a worker that answers prompts only.
         fetch: (job, key of the image in the task's data) -> HxWx3 uint8 RGB.
-        done: called with a batch's ended tasks and its stages' seconds.
+        on_finished: called with a batch's finished jobs and the seconds of its stages.
         prompts: answers interactive jobs; None where no promptable model is installed.
 
     Attributes:
-        loaded: the models of whole images, or that of prompts alone.
+        warm_models: the models of whole images, or the promptable one of a worker that answers prompts only.
     """
 
     def __init__(
         self,
         models: WarmModels | None,
         fetch: Fetch,
-        done: Done,
+        on_finished: Done,
         *,
         tiling: Tiling | None = None,
         tile_batch: int = 1,
         prompts: PromptRunner | None = None,
     ) -> None:
-        loaded = prompts if models is None else models
-        if loaded is None:
+        warm_models = prompts if models is None else models
+        if warm_models is None:
             raise ValueError("a worker needs models of whole images or a promptable one, got neither")
-        self.loaded: WarmModels | PromptRunner = loaded
+        self.warm_models: WarmModels | PromptRunner = warm_models
         self.models = models
         self.prompts = prompts
         self._fetch = fetch
         self.fetcher = BatchFetcher(self._fetched)
-        self.done = done
+        self.on_finished = on_finished
         self.tiling = tiling or Tiling()
         self.tile_batch = tile_batch
 
     def _fetched(self, job: PredictionJob, value_key: str) -> np.ndarray:
-        """The image of a job; one that was prompted a moment ago is still there."""
+        """Fetch the image of a job, or take that of an earlier prompt."""
         if job.prompt is None or self.prompts is None:
             return self._fetch(job, value_key)
         image = self.prompts.remembered(job)
@@ -95,25 +95,25 @@ class TaskRunner:
         return image
 
     def predict(self, jobs: Mapping[str, PredictionJob], images: FetchedImages) -> PredictedTask:
-        """Wait for the images and give them to the network; for the thread that signals interrupt.
+        """Wait for the images and run the network; for the main thread, which signals interrupt.
 
         Never raises for a bad task.
         """
         batch = PredictedTask(jobs)
-        arrived = images.all()
+        images_by_job = images.all()
         batch.stages_s["images"] = images.seconds()
         begun = time.monotonic()
-        groups = self._by_model(batch, arrived)
+        groups = self._by_model(batch, images_by_job)
         if self.models is not None:
             for model, arrays in groups.items():
-                batch.predicted |= self._predicted(self.models, model, arrays)
+                batch.predicted_images |= self._predicted(self.models, model, arrays)
         batch.stages_s["model"] = time.monotonic() - begun
         return batch
 
     def _by_model(
         self, batch: PredictedTask, images: Mapping[str, np.ndarray | TaskError]
     ) -> dict[ServedModel, dict[str, np.ndarray]]:
-        """Jobs of several projects are one batch when they have the same model."""
+        """Group the images by model; jobs of several projects are one batch when they have the same model."""
         groups: dict[ServedModel, dict[str, np.ndarray]] = {}
         for job_id, image in images.items():
             job = batch.jobs[job_id]
@@ -122,7 +122,7 @@ class TaskRunner:
                 continue
             batch.sizes[job_id] = image.shape[0], image.shape[1]
             if job.prompt is not None:
-                batch.predicted[job_id] = self._prompted(job, image)
+                batch.predicted_images[job_id] = self._prompted(job, image)
                 continue
             try:
                 if self.models is None:
@@ -164,19 +164,19 @@ class TaskRunner:
             return TaskError(f"The prompt could not be answered: {error!r}.", "The worker's log has more.")
 
     def write(self, batch: PredictedTask) -> None:
-        """Turn what was found into predictions and hand all of them over."""
+        """Turn the instances of a batch into predictions and hand them to `on_finished`."""
         begun = time.monotonic()
         shared_s = (batch.stages_s["images"] + batch.stages_s["model"]) / len(batch.jobs)
-        ended = {job_id: self._ended(batch, job_id, shared_s) for job_id in batch.jobs}
+        finished_jobs = {job_id: self._ended(batch, job_id, shared_s) for job_id in batch.jobs}
         stages_s = {**batch.stages_s, "regions": time.monotonic() - begun}
         log.info("batch of %d: %s", len(batch.jobs), ", ".join(f"{name} {s:.2f} s" for name, s in stages_s.items()))
-        self.done(ended, stages_s)
+        self.on_finished(finished_jobs, stages_s)
 
     def fail(self, jobs: Mapping[str, PredictionJob], error: TaskError) -> None:
-        """End all of a batch with the same error."""
+        """End all tasks of a batch with the same error."""
         outcome = JobOutcome(error=error.error, hint=error.hint)
-        nothing = {"instances": 0, "regions": 0, "objects": 0, "seconds": 0.0}
-        self.done(dict.fromkeys(jobs, FinishedJob(outcome, nothing)), {})
+        zero_figures = {"instances": 0, "regions": 0, "objects": 0, "seconds": 0.0}
+        self.on_finished(dict.fromkeys(jobs, FinishedJob(outcome, zero_figures)), {})
 
     def _ended(self, batch: PredictedTask, job_id: str, shared_s: float) -> FinishedJob:
         begun = time.monotonic()
@@ -203,57 +203,55 @@ class TaskRunner:
         return FinishedJob(outcome, facts)
 
     def _outcome(self, batch: PredictedTask, job_id: str) -> tuple[JobOutcome, int]:
-        """How a task ended, and how many instances were found."""
-        size, predicted = batch.sizes[job_id], batch.predicted.get(job_id)
+        """The outcome of a task, and its number of instances."""
+        size, image = batch.sizes[job_id], batch.predicted_images.get(job_id)
         try:
             if isinstance(size, TaskError):
                 raise size
-            if predicted is None or isinstance(predicted, TaskError):
-                raise predicted or TaskError("The image was not predicted.")
+            if image is None or isinstance(image, TaskError):
+                raise image or TaskError("The image was not predicted.")
             model = batch.models.get(job_id)
-            prediction = prediction_of(batch.jobs[job_id], predicted, *size, model.directory if model else None)
+            prediction = prediction_of(batch.jobs[job_id], image, *size, model.directory if model else None)
         except TaskError as error:
             return JobOutcome(error=error.error, hint=error.hint), 0
-        return JobOutcome(prediction=prediction), len(predicted.instances)
+        return JobOutcome(prediction=prediction), len(image.instances)
 
 
 def find_scorer(directory: Path) -> Scorer | None:
-    """The scorer of a checkpoint directory; None when it has none, or none that orders better than today's score."""
+    """The scorer of a checkpoint directory; None when it has none, or it orders no better than certainty."""
     try:
         effort = load_effort(directory)
     except EffortError as error:
-        # The order of tasks is not worth a prediction.
+        # A missing order of tasks must not fail the prediction.
         log.error("tasks are ordered by the score without calibration: %s", error)
         return None
     return effort.score if effort is not None and effort.is_useful else None
 
 
-def prediction_of(
-    job: PredictionJob, predicted: PredictedImage, height: int, width: int, model: Path | None
-) -> Prediction:
-    """The prediction of one task; what had to be given up is said on its regions.
+def prediction_of(job: PredictionJob, image: PredictedImage, height: int, width: int, model: Path | None) -> Prediction:
+    """Build the prediction of one task; its regions carry the note of a degraded one.
 
-    The answer to an interactive job is one object with the annotator's label, whatever thresholds the config has.
+    The answer to an interactive job is one object with the annotator's label, whatever the thresholds are.
 
     Args:
         model: checkpoint directory, which may carry a calibrated task score; None for an interactive job.
     """
     config = parse_label_config(job.label_config)
-    how: dict[str, Any] = {"width": width, "height": height, "model_version": job.model_version}
+    options: dict[str, Any] = {"width": width, "height": height, "model_version": job.model_version}
     try:
-        how |= {"output": Output(**job.output), "seed": f"{job.task.get('id')}:{job.image}"}
+        options |= {"output": Output(**job.output), "seed": f"{job.task.get('id')}:{job.image}"}
         if model is None:
-            (instance,) = predicted.instances
-            prediction = build_answer(instance, PromptFields(**(job.prompt or {})), config, **how)  # type: ignore[typeddict-item]
+            (instance,) = image.instances
+            prediction = build_answer(instance, PromptFields(**(job.prompt or {})), config, **options)  # type: ignore[typeddict-item]
         else:
-            prediction, dropped = build_prediction(predicted.instances, config, scorer=find_scorer(model), **how)
-            if dropped:
-                left_out = {str(why): count for why, count in dropped.items()}
+            prediction, drop_counts = build_prediction(image.instances, config, scorer=find_scorer(model), **options)
+            if drop_counts:
+                left_out = {str(why): count for why, count in drop_counts.items()}
                 log.info("task %s, left out: %s", job.task.get("id"), left_out)
     except Exception as error:
         log.exception("turning instances into regions failed")
         raise TaskError(f"The prediction could not be written as regions: {error!r}.") from error
-    for region in prediction["result"] if predicted.note else ():
+    for region in prediction["result"] if image.note else ():
         # Label Studio keeps this text with the region, so that annotators see it; one sentence is enough.
-        region["meta"] = {"text": [predicted.note]}
-    return {**prediction, "precision": predicted.precision}
+        region["meta"] = {"text": [image.note]}
+    return {**prediction, "precision": image.precision}

@@ -99,15 +99,15 @@ def settings(
 @pytest.fixture(autouse=True)
 def _closed_services(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ends the connections of each application that a test makes; a socket left open is reported in a later test."""
-    opened: list[Services] = []
+    services_made: list[Services] = []
 
     def make(settings: Settings) -> Services:
-        opened.append(make_services(settings))
-        return opened[-1]
+        services_made.append(make_services(settings))
+        return services_made[-1]
 
     monkeypatch.setattr("backend.api.app.make_services", make)
     yield
-    for services in opened:
+    for services in services_made:
         services.close()
 
 

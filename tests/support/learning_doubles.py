@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from backend.doctor.connection import Settled
+    from backend.doctor.connection import ConnectionUpdate
 
 HERE = Path(__file__)
 
@@ -66,11 +66,11 @@ class Wishes:
         self.note(f"snapshot {project} {digest[:8]}")
         return write_snapshot(folder / digest, digest, project, at, wishes.get("images", 3), wishes.get("parts", {}))
 
-    def follow(self, project: str) -> Settled:
-        from backend.doctor.connection import Settled
+    def follow(self, project: str) -> ConnectionUpdate:
+        from backend.doctor.connection import ConnectionUpdate
 
         self.note(f"follow {project}")
-        return Settled(True, done=("the backend's title",))
+        return ConnectionUpdate(True, messages=("the backend's title",))
 
 
 def double_command(wishes: Wishes, step: str, request: Mapping[str, Any]) -> list[str]:

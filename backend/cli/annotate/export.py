@@ -88,9 +88,9 @@ def export(
 
 
 def _write(result: Export, formats: tuple[str, ...], out: Path) -> list[str]:
-    """The files of each format under `out`; their paths, label files of YOLO as one folder."""
+    """Write the files of each format under `out`; their paths, label files of YOLO as one folder."""
     out.mkdir(parents=True, exist_ok=True)
-    written = []
+    paths = []
     for name in dict.fromkeys(formats):
         if name == "yolo":
             contents = result.as_yolo()
@@ -98,23 +98,23 @@ def _write(result: Export, formats: tuple[str, ...], out: Path) -> list[str]:
                 path = out / "yolo" / file_name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
-            written.append(str(out / "yolo"))
+            paths.append(str(out / "yolo"))
             continue
         path = out / f"{name}.json"
         records = result.as_coco() if name == "coco" else result.as_lvis()
         path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
-        written.append(str(path))
-    return written
+        paths.append(str(path))
+    return paths
 
 
 def _facts(result: Export) -> dict[str, Any]:
-    counts = Counter(drawn.label for image in result.images for drawn in image.objects)
+    counts = Counter(item.label for image in result.images for item in image.objects)
     return {
         "images": len(result.images),
         "objects": result.objects,
         "regions": result.regions,
         "label_studio_coco_annotations": result.polygon_regions,
-        "crowd": sum(drawn.is_crowd for image in result.images for drawn in image.objects),
+        "crowd": sum(item.is_crowd for image in result.images for item in image.objects),
         "classes": {name: counts[name] for name in result.classes},
         "fidelity": result.fidelity(),
         "left_out": [

@@ -59,7 +59,7 @@ class BoxFile:
     def __init__(self, file: Path, image_id_of: Callable[[Path, int], int], names: dict[int, str]) -> None:
         self._file, self._image_id_of = file, image_id_of
         self._of_image: dict[str, list[DetectedBox]] = defaultdict(list)
-        self._asked: set[str] = set()
+        self._used_keys: set[str] = set()
         records = read_json(file)
         if not isinstance(records, list):
             raise ValueError(f"{file} holds a {type(records).__name__}, expected a list of COCO results")
@@ -86,15 +86,15 @@ class BoxFile:
         same_name = self._of_name.get(file.name, [])
         keys = [*ends, *(same_name if len(same_name) == 1 else ()), file.stem, _key(self._image_id_of(file, number))]
         key = next((key for key in keys if key in self._of_image), "")
-        self._asked.add(key)
+        self._used_keys.add(key)
         return sorted(self._of_image.get(key, []), key=lambda box: -box.score)
 
     def left_out(self) -> str:
-        """Which boxes were of none of the images so far; "" where there are none."""
-        others = sorted(self._of_image.keys() - self._asked)
-        if not others:
+        """Say which images of the file were not predicted; "" where all were."""
+        unused_keys = sorted(self._of_image.keys() - self._used_keys)
+        if not unused_keys:
             return ""
-        return f"{len(others)} images of {self._file} are none of those given, such as {others[0]!r:.80}"
+        return f"{len(unused_keys)} images of {self._file} are none of those given, such as {unused_keys[0]!r:.80}"
 
 
 def _key(image: str | int) -> str:
@@ -115,20 +115,23 @@ def _detected(record: dict[str, Any], names: dict[int, str]) -> DetectedBox:
 def outline_boxes(
     predictor: PromptPredictor, image_rgb: np.ndarray, boxes: Sequence[DetectedBox], score_threshold: float
 ) -> list[Instance]:
-    """The object in each box that reaches the threshold, with the box's class and score."""
-    chosen = [box for box in boxes if box.score >= score_threshold]
-    outlined = predictor.image(image_rgb).prompt_boxes([box.box_xyxy for box in chosen])
-    return [replace(instance, label=box.label, score=box.score) for instance, box in zip(outlined, chosen, strict=True)]
+    """Outline the object in each box that reaches the threshold; it takes the box's class and score."""
+    chosen_boxes = [box for box in boxes if box.score >= score_threshold]
+    instances = predictor.image(image_rgb).prompt_boxes([box.box_xyxy for box in chosen_boxes])
+    return [
+        replace(instance, label=box.label, score=box.score)
+        for instance, box in zip(instances, chosen_boxes, strict=True)
+    ]
 
 
 def image_id_of(file: Path, number: int) -> int:
-    """COCO names its files by image id (000000008844.jpg is 8844); other files count from 1."""
+    """COCO's image id: the number in the file's name (000000008844.jpg is 8844), else the file's place from 1."""
     return int(file.stem) if file.stem.isdecimal() else number + 1
 
 
 def category_ids_of(labels: Sequence[str]) -> dict[str, int]:
-    """COCO's own ids (with their gaps) for the 80 COCO classes, else the model's class numbers from 1."""
-    # Here, because detectron2 is slow to import and only this needs it.
+    """Category ids: COCO's own (with their gaps) for the 80 COCO classes, else the model's class numbers from 1."""
+    # Imported here, because detectron2 is slow to import.
     from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
     coco = {category["name"]: category["id"] for category in COCO_CATEGORIES if category["isthing"]}
@@ -143,7 +146,7 @@ GOLDEN_TURN = 0.61803399
 
 
 def draw_overlay(image_rgb: np.ndarray, instances: Sequence[Instance]) -> Image.Image:
-    """The image with every instance on it, the best ones on top."""
+    """Draw every instance on the image, the best ones on top."""
     canvas = image_rgb.astype(np.float32)
     colours = [instance_colour(number) for number in range(len(instances))]
     for instance, colour in reversed(list(zip(instances, colours, strict=True))):
@@ -163,8 +166,8 @@ def instance_colour(number: int) -> tuple[int, int, int]:
 
 def mask_outline(mask_hw: np.ndarray) -> np.ndarray:
     """The mask's pixels that have a neighbour outside it; the image's edge is no outline."""
-    padded = np.pad(mask_hw, 1, mode="edge")
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    padded_mask = np.pad(mask_hw, 1, mode="edge")
+    inside = padded_mask[:-2, 1:-1] & padded_mask[2:, 1:-1] & padded_mask[1:-1, :-2] & padded_mask[1:-1, 2:]
     return mask_hw & ~inside
 
 
@@ -182,7 +185,7 @@ def _write_label(picture: Image.Image, instance: Instance, colour: tuple[int, in
 
 @dataclass(frozen=True)
 class PredictedImageFile:
-    """An image file, its place among all of the command (from 0), its pixels (H x W x 3) and what was found."""
+    """An image file, its place in the command line (from 0), its pixels (H x W x 3) and its instances."""
 
     file: Path
     number: int
@@ -190,12 +193,12 @@ class PredictedImageFile:
     instances: Sequence[Instance]
 
 
-#: Makes what is printed of an image: records of JSON, or paths of pictures.
+#: Turns an image into output: records of JSON, or paths of pictures.
 Writer = Callable[[PredictedImageFile], list[Any]]
 
 
 def coco_writer(labels: Sequence[str]) -> Writer:
-    """COCO results with ids that are the same for every image, and with the file and class named.
+    """Write COCO results, with the names of file and class beside COCO's ids.
 
     One record an instance: bbox in x, y, width, height; the mask as compressed RLE.
     """
@@ -203,18 +206,18 @@ def coco_writer(labels: Sequence[str]) -> Writer:
 
     category_ids = category_ids_of(labels)
 
-    def write(outlined: PredictedImageFile) -> list[Any]:
+    def write(prediction_of_file: PredictedImageFile) -> list[Any]:
         records = []
-        for instance in outlined.instances:
+        for instance in prediction_of_file.instances:
             left, top, right, bottom = instance.box_xyxy
             mask = encode(instance.mask_hw)
             record = {
-                "image_id": image_id_of(outlined.file, outlined.number),
+                "image_id": image_id_of(prediction_of_file.file, prediction_of_file.number),
                 "category_id": category_ids[instance.label],
                 "bbox": [round(value, 3) for value in (left, top, right - left, bottom - top)],
                 "score": instance.score,
                 "segmentation": {**mask, "counts": mask["counts"].decode("ascii")},
-                "file_name": outlined.file.name,
+                "file_name": prediction_of_file.file.name,
                 "category": instance.label,
                 "uncertainty": instance.uncertainty,
             }
@@ -225,17 +228,17 @@ def coco_writer(labels: Sequence[str]) -> Writer:
 
 
 AddressOf = Callable[[Path], str]
-#: Larger files as data URIs make tasks that Label Studio's editor is slow with.
+#: Label Studio's editor is slow with tasks that hold larger files as data URIs.
 _MOST_INLINE_BYTES = 1_000_000
 _MEDIA_TYPES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif", ".bmp": "bmp"}
 
 
 def address_under(prefix: str) -> AddressOf:
-    """Addresses of files in a task.
+    """Make a function that gives the address of a file in a task.
 
     Args:
-        prefix: what stands before a file's path, such as ``/data/local-files/?d=photos/`` or ``https://host/``; for
-            "data" the files themselves, as data URIs; "" gives paths as they are, which Label Studio cannot show.
+        prefix: put before a file's path, such as ``/data/local-files/?d=photos/`` or ``https://host/``; "data": the
+            files themselves, as data URIs; "": paths as they are, which Label Studio cannot show.
     """
 
     def address(file: Path) -> str:
@@ -248,7 +251,7 @@ def address_under(prefix: str) -> AddressOf:
 
 
 def _inline(file: Path) -> str:
-    """A file as data URI. Raises ValueError: it is too large, or no browser shows its format."""
+    """Encode a file as data URI. Raises ValueError when it is too large, or no browser shows its format."""
     media_type, size_bytes = _MEDIA_TYPES.get(file.suffix.lower()), file.stat().st_size
     if media_type is None or size_bytes > _MOST_INLINE_BYTES:
         raise ValueError(
@@ -260,46 +263,46 @@ def _inline(file: Path) -> str:
 
 
 def label_studio_writer(config: LabelConfig, version: str, tolerance_px: float, address: AddressOf) -> Writer:
-    """Tasks with a prediction, ready for Label Studio's import; their images have addresses that it can show."""
+    """Write tasks with a prediction, ready for Label Studio's import; `address` gives their image addresses."""
     config.require_supported()
 
-    def write(outlined: PredictedImageFile) -> list[Any]:
-        # Here, because the geometry's libraries take a second that a mistyped path need not wait for.
+    def write(prediction_of_file: PredictedImageFile) -> list[Any]:
+        # Imported here: the geometry libraries take a second, which an error message should not wait for.
         from integration.regions.write import build_prediction
 
-        height, width = outlined.image_rgb.shape[:2]
+        height, width = prediction_of_file.image_rgb.shape[:2]
         prediction, _ = build_prediction(
-            outlined.instances,
+            prediction_of_file.instances,
             config,
             width=width,
             height=height,
             model_version=version,
             output=Output(tolerance_px=tolerance_px),
-            seed=str(outlined.file),
+            seed=str(prediction_of_file.file),
         )
-        return [{"data": {config.value_key: address(outlined.file)}, "predictions": [prediction]}]
+        return [{"data": {config.value_key: address(prediction_of_file.file)}, "predictions": [prediction]}]
 
     return write
 
 
 def overlay_writer(folder: Path) -> Writer:
-    """A PNG an image in `folder`, named like the image; those of the same name in different folders get a number."""
-    taken: set[Path] = set()
+    """Write a PNG for each image into `folder`, named like it; images of the same name get a number, too."""
+    used_paths: set[Path] = set()
 
-    def write(outlined: PredictedImageFile) -> list[Any]:
+    def write(prediction_of_file: PredictedImageFile) -> list[Any]:
         folder.mkdir(parents=True, exist_ok=True)
-        target = folder / f"{outlined.file.stem}.png"
-        if target in taken:
-            target = folder / f"{outlined.file.stem}-{outlined.number + 1}.png"
-        taken.add(target)
-        draw_overlay(outlined.image_rgb, outlined.instances).save(target)
+        target = folder / f"{prediction_of_file.file.stem}.png"
+        if target in used_paths:
+            target = folder / f"{prediction_of_file.file.stem}-{prediction_of_file.number + 1}.png"
+        used_paths.add(target)
+        draw_overlay(prediction_of_file.image_rgb, prediction_of_file.instances).save(target)
         return [str(target)]
 
     return write
 
 
 def read_label_config(file: Path | None, labels: Sequence[str]) -> LabelConfig:
-    """The label config in a file; polygons with the model's own labels if there is no file."""
+    """Read the label config in a file; without a file: polygons with the model's own labels."""
     if file is not None:
         return parse_label_config(read_label_config_file(file))
     tags = "".join(f"<Label value={quoteattr(label)}/>" for label in labels)
@@ -365,13 +368,13 @@ def predict(
     Example: transfiner predict photos/*.jpg --format overlay --output outlined
     Example: transfiner predict photos/*.jpg --boxes detections.json --output outlines.json
     """
-    missing = [image for image in images if not image.is_file()]
-    if len(missing) == len(images):
-        raise click.ClickException(_missing_images(missing))
+    missing_images = [image for image in images if not image.is_file()]
+    if len(missing_images) == len(images):
+        raise click.ClickException(_missing_images(missing_images))
     with plain_errors():
         directory = find_model(model, store)
         if kind == "label-studio" and image_prefix == "data":
-            for image in set(images) - set(missing):
+            for image in set(images) - set(missing_images):
                 _inline(image)  # refused before anything is computed
         require_model_libraries()
         outliner = _outliner(directory, boxes_file, device, score_threshold, precision)
@@ -387,15 +390,15 @@ def predict(
 
 
 def _missing_images(images: Sequence[Path]) -> str:
-    """Which images do not exist, with the nearest name in the folder of the first."""
+    """Error message for images that do not exist, with the nearest name in the folder of the first."""
     first = images[0]
     folder = first.parent
     kind = "is a folder" if first.is_dir() else "does not exist"
     expected = f"{first}/*.jpg" if first.is_dir() else "an image file"
     others = f" (nor do {len(images) - 1} others)" if len(images) > 1 else ""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() and not first.is_dir() else []
-    meant = did_you_mean(first.name, names) or f"Correct the path; it is looked for in {folder.absolute()}."
-    return f"image is '{first}', which {kind}{others}; expected {expected}. {meant}"
+    suggestion = did_you_mean(first.name, names) or f"Correct the path; it is looked for in {folder.absolute()}."
+    return f"image is '{first}', which {kind}{others}; expected {expected}. {suggestion}"
 
 
 Batch = Sequence[tuple[Path, int, np.ndarray]]
@@ -403,7 +406,7 @@ Batch = Sequence[tuple[Path, int, np.ndarray]]
 
 @dataclass(frozen=True)
 class _Outliner:
-    """Gives the instances of images: (file, its place among all, pixels) of each; `note`: what was left out."""
+    """Outlines batches of (file, its place in the command line, pixels); `note` says what was left out."""
 
     labels: tuple[str, ...]
     version: str
@@ -415,7 +418,7 @@ class _Outliner:
 def _outliner(
     directory: Path, boxes_file: Path | None, device: str, score_threshold: float, precision: str
 ) -> _Outliner:
-    """A model of its own detector, or with a file of boxes the promptable network of the model."""
+    """Load the model with its own detector, or for a file of boxes its promptable network."""
     if boxes_file is None:
         from model.inference.predictor import Predictor
 
@@ -464,7 +467,7 @@ def _writer(
 
 
 def _predict_all(outliner: _Outliner, files: Sequence[Path], write: Writer) -> tuple[list[Any], list[str]]:
-    """What the writer makes of every readable image; the messages of the others."""
+    """Records that the writer makes of every readable image, and error messages of the others."""
     records: list[Any] = []
     failures: list[str] = []
     with click.progressbar(length=len(files), label="images", file=sys.stderr) as bar:

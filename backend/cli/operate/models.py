@@ -1,4 +1,4 @@
-"""`transfiner models`: checkpoints of this machine and of the registry; how the authors' released ones get here."""
+"""`transfiner models`: list, import, fetch and show checkpoints of this machine; versions of the registry."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def import_command(
         name = name or file.stem
         if not name or name.startswith(".") or any(sign in name for sign in "/\\"):
             raise ValueError(f"--name is {name!r}, expected a name for a folder, without / or a dot in front")
-        done = _import(file, store / name, classes_file, half, force, "")
-    _report_import(done, as_json)
+        result = _import(file, store / name, classes_file, half, force, "")
+    _report_import(result, as_json)
 
 
 @models.command()
@@ -125,14 +125,14 @@ def fetch(
         with progress_bar(release.name) as progress:
             download(url or release.url, file, progress)
         try:
-            done = _import(file, directory, classes_file, half, force, url or release.url)
+            result = _import(file, directory, classes_file, half, force, url or release.url)
         except CheckpointError:
-            # What arrived is not what was asked for: the next try must not take it for the file.
+            # The download is not the expected file: the next try must not resume it.
             file.rename(file.with_suffix(".refused"))
             raise
         if not keep:
             file.unlink()
-    _report_import(done, as_json)
+    _report_import(result, as_json)
 
 
 @models.command("list")
@@ -150,10 +150,10 @@ def list_command(store: Path, registry_url: str | None, project: str | None, as_
     if registry_url or project:
         list_versions(registry_url, project, as_json)
         return
-    rows = [stored.as_dict() for stored in stored_models(store)]
-    released = [{"name": release.name, "figures": release.figures, "url": release.url} for release in RELEASES.values()]
+    rows = [model.as_dict() for model in stored_models(store)]
+    releases = [{"name": release.name, "figures": release.figures, "url": release.url} for release in RELEASES.values()]
     if as_json:
-        click.echo(json.dumps({"stored": rows, "released": released}, indent=2))
+        click.echo(json.dumps({"stored": rows, "released": releases}, indent=2))
         return
     click.echo(table_text(model_table(store)))
     for entry in rows:
@@ -226,7 +226,7 @@ def list_versions(url: str | None, project: str | None, as_json: bool) -> None:
 
 
 def show_version(url: str | None, project: str, name: str, papers: Path | None, as_json: bool) -> None:
-    """Print what is known of a version; copy its card, report and pictures into a folder if one is given."""
+    """Print a version's facts; copy its card, report and pictures into a folder if one is given."""
     with plain_errors():
         registry = open_registry(url)
         version = registry.version(project, name)
@@ -300,12 +300,12 @@ def gc(project: str, registry_url: str | None, keep: int, dry_run: bool, as_json
     Example: transfiner models gc --project 12 --keep 3 --dry-run
     """
     with plain_errors():
-        gone = open_registry(registry_url).collect_garbage(project, keep=keep, dry_run=dry_run)
+        removed_names = open_registry(registry_url).collect_garbage(project, keep=keep, dry_run=dry_run)
     if as_json:
-        click.echo(json.dumps({"removed": gone, "dry_run": dry_run}))
+        click.echo(json.dumps({"removed": removed_names, "dry_run": dry_run}))
         return
     verb = "would go" if dry_run else "removed"
-    click.echo("\n".join(f"{name} {verb}" for name in gone) or "Nothing to remove.")
+    click.echo("\n".join(f"{name} {verb}" for name in removed_names) or "Nothing to remove.")
 
 
 def _import(file: Path, directory: Path, classes_file: Path | None, half: bool, force: bool, source: str) -> Import:
@@ -321,15 +321,15 @@ def _import(file: Path, directory: Path, classes_file: Path | None, half: bool, 
     )
 
 
-def _report_import(done: Import, as_json: bool) -> None:
+def _report_import(result: Import, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"directory": str(done.directory), "metadata": done.metadata}, ensure_ascii=False))
+        click.echo(json.dumps({"directory": str(result.directory), "metadata": result.metadata}, ensure_ascii=False))
         return
-    click.echo(f"{done.directory}: {done.config}, {len(done.metadata['classes'])} classes")
-    click.echo(f"sha256 of the file: {done.metadata['source']['sha256']}")
-    if done.report.absent_training_only:
-        click.echo(done.report.describe())
-    click.echo(f"Use it: transfiner serve --model {done.directory}")
+    click.echo(f"{result.directory}: {result.config}, {len(result.metadata['classes'])} classes")
+    click.echo(f"sha256 of the file: {result.metadata['source']['sha256']}")
+    if result.report.absent_training_only:
+        click.echo(result.report.describe())
+    click.echo(f"Use it: transfiner serve --model {result.directory}")
 
 
 def card_facts(directory: Path) -> dict[str, str]:
@@ -345,30 +345,30 @@ def card_facts(directory: Path) -> dict[str, str]:
 def model_table(store: Path) -> list[dict[str, str]]:
     """A row a model, those on this machine first, then those that `transfiner models fetch` downloads."""
     rows = []
-    for stored in stored_models(store):
-        facts = stored.as_dict()
-        knows = {"knows": _counted(facts["classes"]), "AP": UNKNOWN, "milliseconds": UNKNOWN}
+    for model in stored_models(store):
+        facts = model.as_dict()
+        knows = {"knows": _class_list(facts["classes"]), "AP": UNKNOWN, "milliseconds": UNKNOWN}
         size = {"MB": f"{facts['bytes'] / 1e6:.1f}" if facts["bytes"] else UNKNOWN}
-        rows.append({"model": facts["name"], "here": "yes", **knows, **size, **card_facts(stored.directory)})
-    known = {row["model"] for row in rows}
+        rows.append({"model": facts["name"], "here": "yes", **knows, **size, **card_facts(model.directory)})
+    local_names = {row["model"] for row in rows}
     for release in RELEASES.values():
-        if release.name not in known:
+        if release.name not in local_names:
             facts = {"knows": release.knows, "MB": UNKNOWN, "AP": release.figures, "milliseconds": UNKNOWN}
             rows.append({"model": release.name, "here": "fetch", **facts})
     return rows
 
 
 def table_text(rows: list[dict[str, str]]) -> str:
-    """The rows below each other, each column as wide as its longest cell."""
+    """Format the rows as a table, each column as wide as its longest cell."""
     cells = [list(COLUMNS), *([row[column] for column in COLUMNS] for row in rows)]
     widths = [max(len(row[number]) for row in cells) for number in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def _counted(classes: list[str]) -> str:
-    shown = ", ".join(classes[:4])
-    return shown if len(classes) <= 4 else f"{shown} and {len(classes) - 4} more"
+def _class_list(classes: list[str]) -> str:
+    first_classes = ", ".join(classes[:4])
+    return first_classes if len(classes) <= 4 else f"{first_classes} and {len(classes) - 4} more"
 
 
 def _cells(line: str) -> list[str]:

@@ -55,15 +55,15 @@ def serve(**options: Any) -> None:
     warn_of_unknown_variables()
     children, settings = service_children(settings)
     address = f"http://{settings.host}:{settings.port}"
-    ready = f"Transfiner serves {address} (model {settings.model.name}); Ctrl-C stops it.\n"
-    ready += f"Status page: {settings.status_url}"
+    message = f"Transfiner serves {address} (model {settings.model.name}); Ctrl-C stops it.\n"
+    message += f"Status page: {settings.status_url}"
     with announced("service", settings):
-        code = Supervisor(children, when_ready=lambda: click.echo(ready)).run()
+        code = Supervisor(children, when_ready=lambda: click.echo(message)).run()
     sys.exit(code)
 
 
 def _check_device(settings: Settings) -> None:
-    """Refuse TRANSFINER_DEVICE as the option --device is refused."""
+    """Check that the machine has the GPU of TRANSFINER_DEVICE, as the option --device does."""
     if reason := missing_gpu_reason(settings.device):
         raise StartError(reason, "Correct TRANSFINER_DEVICE or give --device.")
 
@@ -85,7 +85,7 @@ def api(**options: Any) -> None:
 
 
 def serve_http(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; for the main thread of a process."""
+    """Serve the HTTP API until SIGTERM or SIGINT; for the main thread of a process."""
     from backend.api.access import has_password
     from backend.api.app import create_app
     from backend.api.http_server import HttpServer
@@ -152,7 +152,7 @@ def worker_alive(redis_url: str | None, host: str | None) -> None:
         with Redis.from_url(settings.redis_url, socket_timeout=5, socket_connect_timeout=5) as connection:
             workers = living_workers(connection)
     except (RedisError, ValueError) as error:
-        # Killing the worker would not bring the queue server back; the worker waits for it with its model loaded.
+        # Exit code 0: killing the worker would not bring the queue server back, and would lose its loaded model.
         click.echo(f"The queue server does not answer ({type(error).__name__}); nothing is known.")
         return
     alive = [name for name, facts in workers.items() if facts.get("host") == host]

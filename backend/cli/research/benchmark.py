@@ -37,7 +37,7 @@ iterations_option = click.option(
 
 
 def _tell(line: str) -> None:
-    """Print what is being done, beside the result."""
+    """Print a line of progress to the error stream, apart from the result."""
     click.echo(line, err=True)
 
 
@@ -121,22 +121,24 @@ def table(
     )
     from training.benchmark.tables import TABLES, build_table_report, write_table_report
 
-    chosen = TABLES[int(str(ctx.info_name))]
+    paper_table = TABLES[int(str(ctx.info_name))]
     scale = Scale(train=train_set, test=test_set, device=str(choose_device(device)), **options)
     if dry_run:
-        planned = plan_table(chosen, scale)
-        print_result(planned, plan_text(planned), as_json)
+        plan = plan_table(paper_table, scale)
+        print_result(plan, plan_text(plan), as_json)
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    data = data_of(chosen, scale)
-    if absent := missing_files(*([] if checkpoints else [data.train]), data.test):
+    data = data_of(paper_table, scale)
+    if absent_files := missing_files(*([] if checkpoints else [data.train]), data.test):
         raise click.ClickException(
-            f"table {chosen.number} needs {data.needs}; missing: {', '.join(absent)}. Give the folder with --data, "
-            "other sets with --train-set and --test-set, or --miniature"
+            f"table {paper_table.number} needs {data.needs}; missing: {', '.join(absent_files)}. Give the folder with "
+            "--data, other sets with --train-set and --test-set, or --miniature"
         )
-    speed = (speed_iterations or None, speed_runs)
+    speed_options = (speed_iterations or None, speed_runs)
     with plain_errors(BenchmarkStopped):
-        results = run_table(chosen, out, scale, only=rows, checkpoints=checkpoints, speed=speed, tell=_tell)
+        results = run_table(
+            paper_table, out, scale, only=rows, checkpoints=checkpoints, speed=speed_options, tell=_tell
+        )
     setting = {
         "train": data.train,
         "test": data.test,
@@ -145,8 +147,8 @@ def table(
         "miniature": scale.miniature,
         "iterations": scale.iterations or "the schedule's",
     }
-    report = build_table_report(chosen, results, setting=setting)
-    print_result(report, write_table_report(out / f"table-{chosen.number}", report), as_json)
+    report = build_table_report(paper_table, results, setting=setting)
+    print_result(report, write_table_report(out / f"table-{paper_table.number}", report), as_json)
 
 
 @benchmark.command()
@@ -184,13 +186,16 @@ def fewshot(
         figures = f"boundary AP {100 * point.boundary_ap:.1f}, mask AP {100 * point.mask_ap:.1f}"
         _tell(f"{point.images} images, draw {point.seed}: {figures}")
 
-    source, tested = open_set(train), open_set(test)
-    if not (isinstance(source, CocoSet) and isinstance(tested, CocoSet)):
+    train_set, test_set = open_set(train), open_set(test)
+    if not (isinstance(train_set, CocoSet) and isinstance(test_set, CocoSet)):
         raise click.UsageError("give sets of photographs: coco:FILE.json:IMAGES/, lvis:... or via:FOLDER[:LABEL]")
-    names = classes or source.class_names
-    taught, asked = class_samples(source, names), class_samples(tested, names, all_images=all_test_images)
+    names = classes or train_set.class_names
+    train_samples, test_samples = (
+        class_samples(train_set, names),
+        class_samples(test_set, names, all_images=all_test_images),
+    )
     with plain_errors():
-        points = fewshot_curve(weights, taught, asked, counts, seeds, progress=show)
+        points = fewshot_curve(weights, train_samples, test_samples, counts, seeds, progress=show)
     print_result(curve_as_dict(points), curve_text(points), as_json)
 
 
@@ -240,9 +245,9 @@ def networks(
     keep_freed_memory(device)
     setting = CostSetting(config, height=size[0], width=size[1], device=device, repeats=repeats)
     inference = compare_networks(setting, tell=_tell, **amounts)
-    learned = compare_training(setting, tell=_tell) if training else None
-    outcome = {"inference": inference, "training": learned}
-    print_result(outcome, network_costs_text(inference, learned), as_json)
+    training_costs = compare_training(setting, tell=_tell) if training else None
+    outcome = {"inference": inference, "training": training_costs}
+    print_result(outcome, network_costs_text(inference, training_costs), as_json)
 
 
 @benchmark.command()
@@ -276,7 +281,7 @@ def precision(weights: Path, name: str, ratio: float, threads: int, card: bool, 
         with click.progressbar(length=len(samples), label=f"measuring {name}", file=sys.stderr) as bar:
             outcome = compare_precisions(weights, samples, ratio=ratio, progress=lambda: bar.update(1))
     if card:
-        # Folders of one machine say nothing on another.
+        # Paths of this machine mean nothing on another.
         short = ":".join(Path(part).name for part in name.split(":"))
         command = f"transfiner benchmark precision --weights {weights.name} --set {short} --card"
         record_precision(weights, outcome, short, command)

@@ -74,28 +74,30 @@ def check(
 
     with plain_errors():
         samples = _open_export(name) if name.startswith("label-studio:") else open_set(name, missing="skip")
-        # What may be refused comes first: the rest takes long.
-        outcome = {"set": name} | (_repaired(samples, name, fix) if fix else {})
+        # Steps that may fail early come first: the others take long.
+        outcome = {"set": name} | (_write_copy(samples, name, fix) if fix else {})
         sheet = sheet or (fix / "sheet.png" if fix else Path("data-check.png"))
-        outcome |= _looked_at(samples, name, limit, pictures, sheet)
+        outcome |= _read_set(samples, name, limit, pictures, sheet)
         if weights:
             outcome["doubts_sheet"] = str(sheet.with_name(f"{sheet.stem}-doubts.png"))
-            outcome["doubts"] = _doubts(samples, _chosen(samples, limit), weights, Path(outcome["doubts_sheet"]))
+            outcome["doubts"] = _doubts(
+                samples, _indices_to_read(samples, limit), weights, Path(outcome["doubts_sheet"])
+            )
     text = json.dumps(outcome) if as_json else _summary(outcome)
     click.echo(text.encode("utf-8", "backslashreplace").decode())  # names may hold what no terminal shows
     sys.exit(1 if outcome["lost"] or not outcome["objects"] else 0)
 
 
-def _chosen(samples: Any, limit: int | None) -> list[int]:
-    """Indices of the images to read: all of a set on disk where nobody wants fewer."""
+def _indices_to_read(samples: Any, limit: int | None) -> list[int]:
+    """Indices of the images to read: `limit` of them, else all of a set on disk, or 200 generated ones."""
     from training.datasets import SceneSet
     from training.datasets.check import spread
 
-    most = limit if limit is not None else 200 if isinstance(samples, SceneSet) else 0
-    return spread(len(samples), most)
+    image_count = limit if limit is not None else 200 if isinstance(samples, SceneSet) else 0
+    return spread(len(samples), image_count)
 
 
-def _repaired(samples: Any, name: str, folder: Path) -> dict[str, Any]:
+def _write_copy(samples: Any, name: str, folder: Path) -> dict[str, Any]:
     """Write a repaired copy; its name and counts."""
     from training.datasets import SceneSet
     from training.datasets.repair import write_repaired
@@ -108,26 +110,26 @@ def _repaired(samples: Any, name: str, folder: Path) -> dict[str, Any]:
     return {"repaired_copy": {"set": copy, **write_repaired(source, folder)}}
 
 
-def _looked_at(samples: Any, name: str, limit: int | None, pictures: int, sheet: Path) -> dict[str, Any]:
+def _read_set(samples: Any, name: str, limit: int | None, pictures: int, sheet: Path) -> dict[str, Any]:
     """Draw the contact sheet and read the set: counts, problems, and careless labels with their pictures."""
     from training.datasets.check import data_set_contact_sheet, save_pictures, spread, statistics
     from training.datasets.pictures import save_picture
 
     save_picture(data_set_contact_sheet(samples, spread(len(samples), pictures)), sheet)
-    indices, careless = _chosen(samples, limit), list[tuple[Any, str, str]]()
+    indices, careless = _indices_to_read(samples, limit), list[tuple[Any, str, str]]()
     with click.progressbar(length=len(indices), label=f"reading {name}", file=sys.stderr) as bar:
-        counted = statistics(
+        counts = statistics(
             samples,
             indices,
             lambda _: bar.update(1),
             lambda problem, picture: careless.append((picture, problem.kind, problem.record)),
         )
-    drawn = {"sheet": str(sheet)}
+    sheets = {"sheet": str(sheet)}
     if careless:
         file = sheet.with_name(f"{sheet.stem}-careless.png")
         save_pictures(careless, file)
-        drawn["careless_sheet"] = str(file)
-    return drawn | counted
+        sheets["careless_sheet"] = str(file)
+    return sheets | counts
 
 
 def _open_export(name: str) -> Any:
@@ -153,7 +155,7 @@ def _open_export(name: str) -> Any:
     path = freeze_tasks(rows, labelling, ImageFolder(Path(images)).fetch, Path(folder.name), settings=settings)
     samples = SnapshotSamples(path)
     for entry in json.loads((path / "corrections.json").read_text("utf-8"))["left_out"]:
-        # Tasks without a number have one below zero, by their place in the file.
+        # Tasks without an id have a negative one: their place in the file.
         task = f"task {entry['task']}" if entry["task"] > 0 else f"entry {-entry['task'] - 1}"
         place = f"{task}, annotation {entry['annotation']}, region {entry['region'] or '-'}"
         kind = "left out" if entry["lost"] else "nothing lost"
@@ -165,8 +167,8 @@ def _images_and_config(rest: str) -> tuple[str, str]:
     """The folder and the label config in ``IMAGES/[:CONFIG.xml]``; either may have colons in its name."""
     places = [place for place, letter in enumerate(rest) if letter == ":"] if rest.endswith(".xml") else []
     pairs = [(rest[:place], rest[place + 1 :]) for place in places]
-    there = [pair for pair in pairs if Path(pair[0]).is_dir() and Path(pair[1]).is_file()]
-    return (there or pairs[-1:] or [(rest, "")])[0]
+    existing_pairs = [pair for pair in pairs if Path(pair[0]).is_dir() and Path(pair[1]).is_file()]
+    return (existing_pairs or pairs[-1:] or [(rest, "")])[0]
 
 
 def _doubts(samples: Any, indices: list[int], weights: Path, file: Path) -> list[str]:
@@ -176,9 +178,9 @@ def _doubts(samples: Any, indices: list[int], weights: Path, file: Path) -> list
 
     predictor = Predictor.from_checkpoint(weights)
     if not set(predictor.labels) & set(samples.class_names):
-        known, given = (", ".join(names) for names in (predictor.labels, samples.class_names))
+        model_labels, set_labels = (", ".join(names) for names in (predictor.labels, samples.class_names))
         raise ValueError(
-            f"the checkpoint knows {known}, the set has {given}; give one that was trained on these classes"
+            f"the checkpoint knows {model_labels}, the set has {set_labels}; give one that was trained on these classes"
         )
     with click.progressbar(length=len(indices), label="comparing with the model", file=sys.stderr) as bar:
         doubts = doubted_labels(samples, indices, predictor, lambda _: bar.update(1))
@@ -189,7 +191,7 @@ def _doubts(samples: Any, indices: list[int], weights: Path, file: Path) -> list
 _MOST_SHOWN = 20  # of a list of problems
 
 
-def _listed(entries: list[str]) -> list[str]:
+def _short_list(entries: list[str]) -> list[str]:
     more = [f"    and {len(entries) - _MOST_SHOWN} more: --json has all"] if len(entries) > _MOST_SHOWN else []
     return [f"    {entry}" for entry in entries[:_MOST_SHOWN]] + more
 
@@ -203,22 +205,22 @@ def _summary(outcome: dict[str, Any]) -> str:
         f"{outcome['images_without_objects']} images without objects",
         f"  contact sheet: {outcome['sheet']}",
     ]
-    if unread := outcome["images"] - outcome["images_read"] - outcome["images_left_out"]:
-        lines.append(f"  {unread} pictures were not looked at, because of --limit")
+    if unread_count := outcome["images"] - outcome["images_read"] - outcome["images_left_out"]:
+        lines.append(f"  {unread_count} pictures were not looked at, because of --limit")
     if not outcome["objects"]:
         lines.append("  not one object: nothing can be learned from this set")
-    counted = sorted(outcome["by_class"].items(), key=lambda item: -item[1])
-    lines += [f"  {name:<24}{count:>7}" for name, count in counted if count]
-    empty = sum(not count for _, count in counted)
-    lines += [f"  {empty} of {len(counted)} classes do not occur"] if empty else []
+    class_counts = sorted(outcome["by_class"].items(), key=lambda item: -item[1])
+    lines += [f"  {name:<24}{count:>7}" for name, count in class_counts if count]
+    empty_count = sum(not count for _, count in class_counts)
+    lines += [f"  {empty_count} of {len(class_counts)} classes do not occur"] if empty_count else []
     lines += [f"  {count} x {kind}" for kind, count in outcome["problems"].items()] or ["  nothing wrong"]
-    lines += _listed(outcome["problem_list"])
+    lines += _short_list(outcome["problem_list"])
     lines += [f"  look at {count} x {kind}" for kind, count in outcome["careless"].items()]
-    lines += _listed(outcome["careless_list"])
+    lines += _short_list(outcome["careless_list"])
     lines += [f"  pictures of these: {outcome['careless_sheet']}"] if "careless_sheet" in outcome else []
     if "doubts" in outcome:
         lines.append(f"  the model doubts {len(outcome['doubts'])} labels; pictures: {outcome['doubts_sheet']}")
-    lines += _listed(outcome.get("doubts", []))
+    lines += _short_list(outcome.get("doubts", []))
     if copy := outcome.get("repaired_copy"):
         lines.append(f"  repaired copy: {copy['set']}, {copy['images']} images, {copy['annotations']} annotations")
     return "\n".join(lines)
@@ -238,16 +240,16 @@ def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
     from training.datasets.preparation import convert, inspect, set_names
 
     findings = inspect(layout, root, any_size=any_size)
-    whole = all(finding.fine for finding in findings)
+    is_whole = all(finding.fine for finding in findings)
     with plain_errors(KeyError):
-        written = [str(path) for path in convert(layout, root)] if whole else []
-    names = set_names(layout, root) if whole else []
+        paths = [str(path) for path in convert(layout, root)] if is_whole else []
+    names = set_names(layout, root) if is_whole else []
     outcome = {
         "layout": layout,
         "root": str(root),
-        "whole": whole,
+        "whole": is_whole,
         "parts": [finding.as_dict() for finding in findings],
-        "written": written,
+        "written": paths,
         "sets": names,
     }
     if as_json:
@@ -259,6 +261,6 @@ def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
             )
             if not item.fine:
                 click.echo(f"        get {item.part.source.replace('ROOT', str(root))}")
-        for line in [*(f"wrote   {path}" for path in written), *(f"use     {name}" for name in names)]:
+        for line in [*(f"wrote   {path}" for path in paths), *(f"use     {name}" for name in names)]:
             click.echo(line)
-    sys.exit(0 if whole else 1)
+    sys.exit(0 if is_whole else 1)

@@ -1,4 +1,4 @@
-"""`transfiner effort compare`: how well the order of tasks fits the work they take."""
+"""`transfiner effort compare`: how well the order of tasks predicts the work that they take."""
 
 from __future__ import annotations
 
@@ -67,31 +67,34 @@ def compare_effort(weights: Path, as_json: bool, **images: Any) -> None:
     from training.snapshots.annotation_cost import cross_fitted_edits, load_effort
 
     with plain_errors():
-        measured, name = _measured(weights, **images)
-        stored = load_effort(weights)
-    if stored is not None:
-        expected, origin = [stored.expected_edit(each) for each in measured.features], f"fitted on {stored.fitted_on}"
+        cost, name = _measure(weights, **images)
+        effort_model = load_effort(weights)
+    if effort_model is not None:
+        expected, origin = (
+            [effort_model.expected_edit(features) for features in cost.features],
+            f"fitted on {effort_model.fitted_on}",
+        )
     else:
-        expected = cross_fitted_edits(measured.features, measured.edits).tolist()
+        expected = cross_fitted_edits(cost.features, cost.edits).tolist()
         origin = "fitted on the other four fifths of these images"
     scores = {
         "expected edit": [-value for value in expected],
-        "score * (1 - uncertainty)": measured.certainty,
-        "mean confidence": measured.confidence,
+        "score * (1 - uncertainty)": cost.certainty,
+        "mean confidence": cost.confidence,
     }
-    figures = compare_orders(scores, measured.edits)
+    figures = compare_orders(scores, cost.edits)
     if as_json:
         rows = {order: asdict(figure) for order, figure in figures.items()}
-        click.echo(json.dumps({"set": name, "images": len(measured.edits), "effort": origin, "orders": rows}))
+        click.echo(json.dumps({"set": name, "images": len(cost.edits), "effort": origin, "orders": rows}))
         return
-    click.echo(f"{len(measured.edits)} images of {name}, {sum(measured.edits):.0f} actions in all; {origin}")
+    click.echo(f"{len(cost.edits)} images of {name}, {sum(cost.edits):.0f} actions in all; {origin}")
     click.echo(f"{'order':28}{'rank correlation':>18}{'95 %':>18}{'edits in first fifth':>22}")
     for order, figure in figures.items():
         interval = f"{figure.low:+.2f}..{figure.high:+.2f}"
         click.echo(f"{order:28}{figure.rank_correlation:>+18.3f}{interval:>18}{figure.first_fifth:>21.0%}")
 
 
-def _measured(
+def _measure(
     weights: Path,
     snapshot: Path | None,
     folds: Path | None,
@@ -117,19 +120,19 @@ def _measured(
     limit_threads(threads)
     samples: Any
     if snapshot:
-        samples, classes, name = snapshot_samples(snapshot, count, whole=folds is not None)
+        samples, classes, name = snapshot_samples(snapshot, count, with_training=folds is not None)
     else:
         name = str(set_name)
-        opened: Any = open_set(name)
-        whole: Any = class_samples(opened, names) if names else opened
-        samples, classes = Subset(whole, range(min(count, len(whole)))), whole.class_names
+        samples_of_set: Any = open_set(name)
+        class_set: Any = class_samples(samples_of_set, names) if names else samples_of_set
+        samples, classes = Subset(class_set, range(min(count, len(class_set)))), class_set.class_names
     predictor = Predictor.from_checkpoint(weights, device=device, score_threshold=shown_from / 2)
     with click.progressbar(length=len(samples), label=f"predicting {name}", file=sys.stderr) as bar:
-        measured = measure_correction_cost(
+        cost = measure_correction_cost(
             crossed_predictor(predictor, folds) if folds else predictor,
             samples,
             classes,
             shown_from=shown_from,
             progress=lambda: bar.update(1),
         )
-    return measured, name
+    return cost, name

@@ -32,7 +32,7 @@ TextOf = Callable[[Json], str]
 @click.option(
     "--coco", nargs=2, type=EXISTING_PATH, default=None, help="Annotation file and image folder of a COCO-format set."
 )
-@click.option("--data", "named", metavar="SET", help="Any set by name, as in `transfiner data check`.")
+@click.option("--data", "data_set", metavar="SET", help="Any set by name, as in `transfiner data check`.")
 @click.option("--count", type=click.IntRange(1), default=200, help="Number of scenes.")
 @click.option("--ratio", type=float, default=0.02, help="Boundary width / image diagonal.")
 @click.option("--device", type=DEVICE, default="cpu")
@@ -85,7 +85,7 @@ def evaluate(
     weights: Path | None,
     split: str | None,
     coco: tuple[Path, Path] | None,
-    named: str | None,
+    data_set: str | None,
     count: int,
     ratio: float,
     device: str,
@@ -113,7 +113,7 @@ def evaluate(
     """
     from training.datasets import open_set
 
-    name = _set_name(split, coco, named, count)
+    name = _set_name(split, coco, data_set, count)
     if processes > 1 and device != "cpu":
         raise click.UsageError(f"--processes shares a CPU; --device is {device}")
     limit_threads(threads or int(processes > 1))
@@ -122,7 +122,7 @@ def evaluate(
     if weights is None and (prompts or not served):
         raise click.UsageError("--weights is missing; only --served does without")
     flat = [part for pair in overrides for part in pair]
-    how: dict[str, Any] = {"device": device, "ratio": ratio, "overrides": flat, "processes": processes}
+    options: dict[str, Any] = {"device": device, "ratio": ratio, "overrides": flat, "processes": processes}
     with plain_errors():  # a set, classes, an override, an image that is missing
         samples = open_set(name)
         if weights is not None and prompts:
@@ -133,35 +133,35 @@ def evaluate(
         elif served:
             from backend.devtools.served_evaluation import comparison_text, evaluate_served
 
-            outcome, text_of = evaluate_served(served, samples, name, weights, threshold, **how), comparison_text
+            outcome, text_of = evaluate_served(served, samples, name, weights, threshold, **options), comparison_text
         else:
             assert weights is not None  # refused above
-            outcome, text_of = _raw(samples, name, weights, picture, rows, how), _table
+            outcome, text_of = _raw(samples, name, weights, picture, rows, options), _table
     print_result(outcome, "" if as_json else text_of(outcome), as_json)
 
 
-def _set_name(split: str | None, coco: tuple[Path, Path] | None, named: str | None, count: int) -> str:
-    if sum(option is not None for option in (split, coco, named)) != 1:
+def _set_name(split: str | None, coco: tuple[Path, Path] | None, data_set: str | None, count: int) -> str:
+    if sum(option is not None for option in (split, coco, data_set)) != 1:
         raise click.UsageError("choose one set: --scenes val, --coco ANNOTATIONS.json IMAGES/, or --data SET")
-    return f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else named or ""
+    return f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else data_set or ""
 
 
 def _edits(
-    source: str | Path | None, samples: Any, name: str, good: tuple[float, float], shown_from: float, **how: Any
+    source: str | Path | None, samples: Any, name: str, good: tuple[float, float], shown_from: float, **options: Any
 ) -> tuple[Json, TextOf]:
-    """What correcting the shown regions takes, of a running API (its address) or of weights."""
+    """Measure the edits that correct the shown regions, of a running API (its address) or of weights."""
     from backend.devtools.edit_plan import GoodOutline
     from backend.devtools.served_evaluation import evaluate_served_edits
     from backend.devtools.simulated_edits import edits_text, evaluate_edits
 
     rule = GoodOutline(iou=good[0], distance_px=good[1])
     if isinstance(source, Path):
-        return evaluate_edits(samples, name, source, good=rule, shown_from=shown_from, **how), edits_text
+        return evaluate_edits(samples, name, source, good=rule, shown_from=shown_from, **options), edits_text
     return evaluate_served_edits(source or "", samples, name, rule, shown_from), edits_text
 
 
 def _prompts(samples: Any, weights: Path, kind: str, device: str, *, with_grabcut: bool) -> tuple[Json, TextOf]:
-    """Yardsticks of prompts, on any set."""
+    """Measure the promptable network on a set, by boxes or clicks."""
     from model.inference.prompt_predictor import PromptPredictor
     from training.prompts.data import objects_of
     from training.prompts.evaluate import box_report, box_text, clicks_text, measure_boxes, measure_clicks
@@ -175,23 +175,23 @@ def _prompts(samples: Any, weights: Path, kind: str, device: str, *, with_grabcu
     return box_report(figures), box_text
 
 
-def _raw(samples: Any, name: str, weights: Path, picture: Path | None, rows: int, how: Json) -> Json:
-    """Figures of a checkpoint's masks; also draws the picture that is asked for."""
+def _raw(samples: Any, name: str, weights: Path, picture: Path | None, rows: int, options: Json) -> Json:
+    """Measure a checkpoint's masks; draws the picture of --picture, too."""
     from training.datasets.pictures import comparison_row, in_rows, save_picture
     from training.evaluation.run import evaluate_checkpoint
 
-    drawn: list[Any] = []
+    rows_of_picture: list[Any] = []
 
     def draw(sample: Any, instances: Any) -> None:
-        if len(drawn) < rows:
-            drawn.append(comparison_row(sample, instances))
+        if len(rows_of_picture) < rows:
+            rows_of_picture.append(comparison_row(sample, instances))
 
     with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
         result = evaluate_checkpoint(
-            weights, samples, progress=lambda _: bar.update(1), observe=draw if picture else None, **how
+            weights, samples, progress=lambda _: bar.update(1), observe=draw if picture else None, **options
         )
     if picture:
-        save_picture(in_rows(drawn), picture)
+        save_picture(in_rows(rows_of_picture), picture)
     return {"weights": str(weights), "set": name} | result.as_dict()
 
 
@@ -294,10 +294,10 @@ def score(
     click.echo(json.dumps(result.as_dict()) if as_json else _table_of_score_command(result))
 
 
-def _count(done: int, total: int) -> None:
-    """A counter on standard error, where somebody watches."""
+def _count(done_count: int, total: int) -> None:
+    """Print a counter to standard error, where that is a terminal."""
     if sys.stderr.isatty():
-        click.echo(f"\r{done} of {total} images", err=True, nl=done == total)
+        click.echo(f"\r{done_count} of {total} images", err=True, nl=done_count == total)
 
 
 def _table_of_score_command(result: Score) -> str:
@@ -306,10 +306,10 @@ def _table_of_score_command(result: Score) -> str:
     names = [name for name in result.numbers if "/" not in name]
     lines.append("  ".join(f"{name:>6}" for name in names))
     lines.append("  ".join(f"{_percent(values[name]):>6}" for name in names))
-    counted = {name: value for name, value in values["per_category"].items() if value >= 0}
-    lines += [f"  {name:<24}{_percent(value):>6}" for name, value in sorted(counted.items())]
-    absent = len(values["per_category"]) - len(counted)
-    lines += [f"  {absent} categories without ground truth"] if absent else []
+    category_values = {name: value for name, value in values["per_category"].items() if value >= 0}
+    lines += [f"  {name:<24}{_percent(value):>6}" for name, value in sorted(category_values.items())]
+    absent_count = len(values["per_category"]) - len(category_values)
+    lines += [f"  {absent_count} categories without ground truth"] if absent_count else []
     return "\n".join([*lines, *(f"Note: {note}" for note in result.notes)])
 
 

@@ -47,14 +47,14 @@ out_option = click.option("--out", type=FOLDER, help="Folder for the report and 
 
 @dataclass(frozen=True)
 class CheckpointPlaces:
-    """Where names are looked up: as folders, and in a project of the registry if one is given."""
+    """Looks up names of checkpoints and snapshots: as folders, and in a project of the registry if one is given."""
 
     project: str | None
     registry: Registry | None
     cache: Path
 
     def model(self, name: str) -> Path:
-        """A checkpoint directory, given as such, by the name of a model, or as a version of the project."""
+        """Find a checkpoint by its directory, by the name of a model, or as a version of the project."""
         if (Path(name) / METADATA_FILE).is_file():
             return Path(name)
         if self.registry is None or self.project is None:
@@ -65,24 +65,24 @@ class CheckpointPlaces:
         return self.registry.fetch(self.project, name, self.cache)
 
     def snapshot(self, name: str | None) -> Path:
-        """A snapshot directory, given as such or by its digest; None: the project's newest."""
+        """Find a snapshot by its directory or its digest; None: the project's newest."""
         if name and Path(name).is_dir():
             return Path(name)
         if self.registry is None or self.project is None:
             raise click.ClickException(f"--holdout is {name!r}, expected a snapshot directory, or give --project")
-        known = [snapshot.digest for snapshot in self.registry.snapshots(self.project)]
-        if not known:
+        digests = [snapshot.digest for snapshot in self.registry.snapshots(self.project)]
+        if not digests:
             raise click.ClickException(f"project {self.project} has no snapshot in {self.registry.url}; give --holdout")
-        return self.registry.fetch_snapshot(self.project, name or known[-1], self.cache)
+        return self.registry.fetch_snapshot(self.project, name or digests[-1], self.cache)
 
 
 def checkpoint_places(project: str | None, registry_url: str | None) -> CheckpointPlaces:
-    """Where the names of one command are looked up."""
+    """Build the look-up of a command's names."""
     return CheckpointPlaces(project, open_registry(registry_url) if project else None, load_settings().registry_cache)
 
 
-def gate_rules(given: Sequence[tuple[str, str]]) -> GateRules:
-    """Rules of the settings with those of the command line on top.
+def gate_rules(options: Sequence[tuple[str, str]]) -> GateRules:
+    """Rules of the gate: those of the settings, overridden by those of the command line.
 
     Raises:
         BadParameter: a rule is unknown or no number.
@@ -91,7 +91,7 @@ def gate_rules(given: Sequence[tuple[str, str]]) -> GateRules:
 
     values: dict[str, Any] = dict(load_settings().gate_rules)
     try:
-        return parse_rules(values | {name: _number(value) for name, value in given})
+        return parse_rules(values | {name: _number(value) for name, value in options})
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--rule") from error
 
@@ -100,20 +100,20 @@ def _number(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        return text  # the rules say what they expected
+        return text  # parse_rules refuses it and says what it expected
 
 
 def detector(device: str) -> Detect:
-    """Lets checkpoints look at pictures, with a bar on the error stream."""
+    """Make a function that detects objects with a checkpoint, with a bar on the error stream."""
     from model.inference.predictor import choose_device
     from training.gate.holdout import detect_with
 
-    chosen = str(choose_device(device))
+    device_name = str(choose_device(device))
 
     def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
         label = f"{directory.name} looks at {len(samples)} images"
         with click.progressbar(length=len(samples), label=label, file=sys.stderr) as bar:
-            return detect_with(chosen, progress=lambda _: bar.update(1))(directory, samples)
+            return detect_with(device_name, progress=lambda _: bar.update(1))(directory, samples)
 
     return detect
 
@@ -147,14 +147,14 @@ def compare_models(
     Example: transfiner models compare round-2 round-3 --project 12
     """
     with plain_errors():
-        where = checkpoint_places(project, registry_url)
+        places = checkpoint_places(project, registry_url)
         from training.gate import judge
 
         verdict = judge(
-            where.model(after),
-            where.model(before),
+            places.model(after),
+            places.model(before),
             None,
-            where.snapshot(holdout),
+            places.snapshot(holdout),
             rules=gate_rules(rules),
             detect=detector(device),
             out=out,
@@ -201,51 +201,53 @@ def gate(
         raise click.UsageError("--promote needs --project")
     chosen_rules = gate_rules(rules)
     with plain_errors(), tempfile.TemporaryDirectory() as scratch:
-        where = checkpoint_places(project, registry_url)
-        others = _others(where, candidate, incumbent, best)
-        snapshots = _snapshots(where, holdout, earlier)
+        places = checkpoint_places(project, registry_url)
+        opponents = _others(places, candidate, incumbent, best)
+        snapshots = _snapshots(places, holdout, earlier)
         papers = out or Path(scratch)
         from training.gate import judge
 
         verdict = judge(
-            where.model(candidate),
-            *others,
+            places.model(candidate),
+            *opponents,
             snapshots[0],
             earlier=snapshots[1:],
             rules=chosen_rules,
             detect=detector(device),
             out=papers,
         )
-        _keep(where, candidate, verdict, papers, promoting)
+        _keep(places, candidate, verdict, papers, promoting)
     click.echo(json.dumps(verdict.as_dict(), ensure_ascii=False) if as_json else verdict.table())
     sys.exit(0 if verdict.promote else REFUSED)
 
 
 def _others(
-    where: CheckpointPlaces, candidate: str, incumbent: str | None, best: str | None
+    places: CheckpointPlaces, candidate: str, incumbent: str | None, best: str | None
 ) -> tuple[Path | None, Path | None]:
-    """Incumbent and best-ever; None for what there is not, and for the best if it is one of the others."""
-    if where.registry is not None and where.project is not None:
-        incumbent = incumbent or where.registry.active(where.project)
-        best = best or where.registry.best_ever(where.project)
+    """Incumbent and best-ever checkpoint; None for a missing one, and for a best that is one of the others."""
+    if places.registry is not None and places.project is not None:
+        incumbent = incumbent or places.registry.active(places.project)
+        best = best or places.registry.best_ever(places.project)
     if incumbent == candidate:
         raise click.ClickException(f"{candidate} serves already: there is nothing to judge")
     best = None if best in (incumbent, candidate) else best
-    return where.model(incumbent) if incumbent else None, where.model(best) if best else None
+    return places.model(incumbent) if incumbent else None, places.model(best) if best else None
 
 
-def _snapshots(where: CheckpointPlaces, holdout: str | None, earlier: tuple[str, ...]) -> list[Path]:
-    """The one whose hold-out decides, then the earlier ones."""
-    asked = where.snapshot(holdout)
-    if earlier or where.registry is None or where.project is None:
-        return [asked, *(where.snapshot(name) for name in earlier)]
-    digests = [snapshot.digest for snapshot in where.registry.snapshots(where.project) if snapshot.digest != asked.name]
-    return [asked, *(where.snapshot(digest) for digest in digests)]
+def _snapshots(places: CheckpointPlaces, holdout: str | None, earlier: tuple[str, ...]) -> list[Path]:
+    """The snapshot whose hold-out decides, then the earlier ones."""
+    newest = places.snapshot(holdout)
+    if earlier or places.registry is None or places.project is None:
+        return [newest, *(places.snapshot(name) for name in earlier)]
+    digests = [
+        snapshot.digest for snapshot in places.registry.snapshots(places.project) if snapshot.digest != newest.name
+    ]
+    return [newest, *(places.snapshot(digest) for digest in digests)]
 
 
-def _keep(where: CheckpointPlaces, candidate: str, verdict: Verdict, papers: Path, promoting: bool) -> None:
-    """The verdict stays with the version; a candidate that is only a directory leaves no trace."""
-    registry, project = where.registry, where.project
+def _keep(places: CheckpointPlaces, candidate: str, verdict: Verdict, papers: Path, promoting: bool) -> None:
+    """Store the verdict with the version, and promote it where asked; nothing for a candidate that is a directory."""
+    registry, project = places.registry, places.project
     if registry is None or project is None or Path(candidate).is_dir():
         return
     registry.attach(project, candidate, papers)

@@ -71,10 +71,10 @@ def snapshot(
         if export_file is not None and images is not None:
             rows = read_rows(export_file)
             labelling = read_labelling(config_file, rows)
-            stored = _objects_of(predictions_file) if predictions_file else []
-            by_id = {int(row["id"]): row for row in stored if str(row.get("id")).isdecimal()}
-            how: Json = {"predictions": by_id, "settings": settings, "progress": progress}
-            path = freeze_tasks(rows, labelling, ImageFolder(images).fetch, out, project or "", **how)
+            prediction_rows = _objects_of(predictions_file) if predictions_file else []
+            by_id = {int(row["id"]): row for row in prediction_rows if str(row.get("id")).isdecimal()}
+            options: Json = {"predictions": by_id, "settings": settings, "progress": progress}
+            path = freeze_tasks(rows, labelling, ImageFolder(images).fetch, out, project or "", **options)
         else:
             client = label_studio_client(url, api_key)
             fetcher = ImageFetcher(fetch_settings(load_settings(), client.base_url), auth=client.auth)
@@ -88,7 +88,7 @@ def snapshot(
 
 
 def read_labelling(config_file: Path | None, rows: Sequence[Mapping[str, Any]], xml: str = "") -> Labelling:
-    """The labels of tasks: of a label config in a file, else of one as text, else those that occur in the tasks."""
+    """Read the labels: of a label config in a file, else of `xml`, else those that occur in the tasks."""
     from backend.learning.snapshot import Labelling
 
     xml = read_label_config_file(config_file) if config_file else xml
@@ -96,15 +96,15 @@ def read_labelling(config_file: Path | None, rows: Sequence[Mapping[str, Any]], 
 
 
 def label_studio_client(url: str | None, api_key: str | None) -> LabelStudioClient:
-    """A client for the Label Studio of the options or of the settings. Raises StartError: neither names one."""
+    """A client for the Label Studio of the options or the settings. Raises StartError when neither names one."""
     from backend.settings import load_settings
     from integration.label_studio.client import LabelStudioClient
 
-    ours = load_settings(label_studio_url=url, label_studio_api_key=api_key)
-    if not ours.label_studio_url:
+    settings = load_settings(label_studio_url=url, label_studio_api_key=api_key)
+    if not settings.label_studio_url:
         raise StartError("No address of Label Studio.", "Give --url or set LABEL_STUDIO_URL; or use --export.")
-    key = ours.label_studio_api_key.get_secret_value()
-    return LabelStudioClient(ours.label_studio_url, key, timeout_s=max(60.0, ours.label_studio_timeout_s))
+    key = settings.label_studio_api_key.get_secret_value()
+    return LabelStudioClient(settings.label_studio_url, key, timeout_s=max(60.0, settings.label_studio_timeout_s))
 
 
 #: Keys that only a task of the whole export has, and that only a row of JSON-MIN has.
@@ -112,34 +112,37 @@ _OF_TASKS, _OF_JSON_MIN = {"data", "annotations", "completions"}, {"annotation_i
 
 
 def read_rows(path: Path) -> list[Mapping[str, Any]]:
-    """The tasks of an exported JSON or JSON-MIN file; those without a number as id get numbers below zero.
+    """Read the tasks of an exported JSON or JSON-MIN file; those without a number as id get negative ones.
 
-    A single task, and what the API answers (`{"tasks": [...]}`), are read as well.
+    A single task, and an answer of the API (`{"tasks": [...]}`), are read as well.
 
     Raises:
-        ServiceError: it is another file.
+        ServiceError: the file is no such export.
     """
     from integration.label_studio.tasks import rows_of_json_min
 
     rows = _objects_of(path)
-    flat = [row for row in rows if not row.keys() & _OF_TASKS and row.keys() & _OF_JSON_MIN]
+    flat_rows = [row for row in rows if not row.keys() & _OF_TASKS and row.keys() & _OF_JSON_MIN]
     for index, row in enumerate(rows):
         if not row.keys() & (_OF_TASKS | _OF_JSON_MIN):
             raise ServiceError(f"{path}: entry {index} is {row!r:.60}, expected a task with data.", HINT)
-    if flat:
-        mixed = f" {len(flat)} of {len(rows)} entries are." if len(flat) < len(rows) else ""
+    if flat_rows:
+        share = f" {len(flat_rows)} of {len(rows)} entries are." if len(flat_rows) < len(rows) else ""
         click.echo(
-            f"Note: {path} is a JSON-MIN export:{mixed} each part of an object counts as an object, and what was "
+            f"Note: {path} is a JSON-MIN export:{share} each part of an object counts as an object, and what was "
             "corrected is not known. Export as JSON where that matters.",
             err=True,
         )
-        rows = [row for row in rows if row.keys() & _OF_TASKS] + rows_of_json_min(flat)
-    numbered = [str(row.get("id")).isdecimal() for row in rows]
-    return [row if has else {**row, "id": -n} for n, (row, has) in enumerate(zip(rows, numbered, strict=True), start=1)]
+        rows = [row for row in rows if row.keys() & _OF_TASKS] + rows_of_json_min(flat_rows)
+    has_number = [str(row.get("id")).isdecimal() for row in rows]
+    return [
+        row if is_numbered else {**row, "id": -n}
+        for n, (row, is_numbered) in enumerate(zip(rows, has_number, strict=True), start=1)
+    ]
 
 
 def _objects_of(path: Path) -> list[Mapping[str, Any]]:
-    """The objects in a JSON file: of its list, of its `tasks`, or the file itself where it is a task."""
+    """Read the objects in a JSON file: those of its list or its `tasks`, or the file itself where it is a task."""
     try:
         entries = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -75,14 +75,14 @@ def train(
     if not resume and (folder / STATE_FILE).exists():
         raise click.ClickException(f"{folder} holds a run already; add --resume to go on, or choose another --out")
     processes.init_process_group(cfg.MODEL.DEVICE)
-    first = processes.rank() == 0
+    is_first = processes.rank() == 0
     try:
         with plain_errors():
             trainer = Trainer(cfg, build_for_training(cfg), folder, name=name or Path(config).stem, resume=resume)
             progress = trainer.train()
     finally:
         processes.destroy_process_group()
-    if not first:
+    if not is_first:
         return
     outcome = {
         "checkpoint": str(folder / "checkpoint"),
@@ -102,9 +102,9 @@ def _finetune_fields(text: str) -> dict[str, Any]:
         fields = json.loads(text)
     except ValueError as error:
         raise click.BadParameter(f'{text!r} is no JSON ({error}); expected an object, as {{"epochs": 20}}.') from error
-    if not isinstance(fields, dict) or (unknown := [name for name in fields if name not in FINETUNE_FIELDS]):
-        wrong = ", ".join(map(repr, unknown)) if isinstance(fields, dict) else repr(text)
-        raise click.BadParameter(f"{wrong}: expected an object with the fields {', '.join(FINETUNE_FIELDS)}.")
+    if not isinstance(fields, dict) or (unknown_names := [name for name in fields if name not in FINETUNE_FIELDS]):
+        wrong_part = ", ".join(map(repr, unknown_names)) if isinstance(fields, dict) else repr(text)
+        raise click.BadParameter(f"{wrong_part}: expected an object with the fields {', '.join(FINETUNE_FIELDS)}.")
     return fields
 
 
@@ -152,9 +152,9 @@ def finetune(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     with plain_errors(FinetuneStopped):
         settings = FinetuneSettings(device=device, **options)
-        first = processes.launched_rank() == 0
+        is_first = processes.launched_rank() == 0
         checkpoint = run(active, snapshot, out, classes=classes, replay=replay, base_sets=base_sets, settings=settings)
-    if not first:
+    if not is_first:
         return
     progress = read_progress(out / PROGRESS_FILE)
     outcome = {"checkpoint": str(checkpoint), "iterations": progress.iteration if progress else None}
@@ -192,7 +192,7 @@ def finetune(
 @click.option("--batch", type=click.IntRange(1), default=16, help="Views a step.")
 @click.option(
     "--learn",
-    "learned",
+    "prefixes",
     multiple=True,
     metavar="PREFIX",
     help="Learn the parameters whose names begin so and keep the others, e.g. mask_head.encoder. for the refinement "
@@ -212,7 +212,7 @@ def train_prompts_command(
     minutes: float,
     iterations: int,
     batch: int,
-    learned: tuple[str, ...],
+    prefixes: tuple[str, ...],
     threads: int,
     bf16: bool,
     version: str,
@@ -238,8 +238,8 @@ def train_prompts_command(
     torch.set_num_threads(threads)
     with plain_errors():
         cfg, network = _prompted_start(nanodet, init)
-        named = dict(weights)
-        objects = load_objects([Source(file, images, named, most_objects, factor) for file, images, factor in sets])
+        factors = dict(weights)
+        objects = load_objects([Source(file, images, factors, most_objects, factor) for file, images, factor in sets])
     click.echo(f"{len(objects.objects)} objects on {len(objects.images)} images; log: {out / 'log.jsonl'}", err=True)
     plan = PromptTraining(
         batch=batch,
@@ -247,7 +247,7 @@ def train_prompts_command(
         learning_rate=learning_rate,
         bf16=bf16,
         iterations=iterations,
-        learned=learned,
+        learned=prefixes,
     )
     train_prompts(network.prompts, objects, plan, out)
     network.prompts.load_state_dict(torch.load(out / "ema.pt", weights_only=True))
@@ -257,7 +257,7 @@ def train_prompts_command(
 
 
 def _prompted_start(nanodet: Path | None, init: Path | None) -> tuple[CfgNode, PromptedDetector]:
-    """Configuration and network with the packaged detector's trunk, or with all weights of a checkpoint."""
+    """Build configuration and network, with the packaged detector's trunk or all weights of a checkpoint."""
     from model.checkpoints.checkpoint import load_checkpoint
     from model.checkpoints.state_dict import load_weights
     from model.config import get_config

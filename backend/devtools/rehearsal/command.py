@@ -83,28 +83,28 @@ def rehearse(
     """
     if folder.exists() and any(folder.iterdir()):
         raise StartError(f"{folder} is not empty.", "Choose another --out, or remove it.")
-    given: Json = {name: value for name, value in sizes.items() if value is not None}
+    plan_options: Json = {name: value for name, value in sizes.items() if value is not None}
     settings = _object(finetune)
     try:
         if tiny:
-            plan = replace(tiny_plan(settings), photos=photos, **given)
+            plan = replace(tiny_plan(settings), photos=photos, **plan_options)
         elif photos:
-            plan = photograph_plan(*photos, finetune=finetuning(256, settings), **given)
+            plan = photograph_plan(*photos, finetune=finetuning(256, settings), **plan_options)
         else:
-            plan = Plan(finetune=finetuning(Plan.height, settings), **given)
+            plan = Plan(finetune=finetuning(Plan.height, settings), **plan_options)
         material_of(plan)  # says what is wrong with the photographs before servers are started
     except (ValueError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from error
-    # A rehearsal is the same whatever the service of this machine is set to.
+    # Settings of this machine's service must not change a rehearsal.
     for name in [name for name in os.environ if name.startswith(("TRANSFINER_", "LABEL_STUDIO_"))]:
         del os.environ[name]
     plan = replace(plan, processes=1 if tiny else usual_processes(device))
     outcome = Scenario(folder, plan, model, device).play()
     page = write_report(outcome, folder)
-    held = claims(outcome)
-    click.echo(json.dumps({**outcome, "claims": held}) if as_json else page.read_text(encoding="utf-8"))
+    claim_results = claims(outcome)
+    click.echo(json.dumps({**outcome, "claims": claim_results}) if as_json else page.read_text(encoding="utf-8"))
     click.echo(f"The report is {page}.", err=True)
-    if not all(held.values()) and not tiny:
+    if not all(claim_results.values()) and not tiny:
         sys.exit(1)
 
 
@@ -128,7 +128,7 @@ class Scenario:
 
     Attributes:
         model: checkpoint directory that everything starts from.
-        outcome: grows as it goes; written as report.json.
+        outcome: facts so far; written as report.json.
     """
 
     folder: Path
@@ -138,7 +138,7 @@ class Scenario:
     outcome: Json = field(default_factory=dict)
 
     def play(self) -> Json:
-        """All of it. Raises ServiceError, ClientError: something did not happen; what did is in `outcome`."""
+        """Run the whole rehearsal. Raises ServiceError, ClientError when a step fails; `outcome` has those before."""
         begun = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         base = read_served_model(self.model)
@@ -157,13 +157,13 @@ class Scenario:
         return self.outcome
 
     def _learn(self, project: RehearsedProject, base: ServedModel, test_set: Path) -> None:
-        """Honest rounds. What a round promoted predicts what is corrected in the next."""
+        """Run the honest rounds; the version that a round promoted predicts the images of the next."""
         start = self._measured(project, base.version, test_set)
         curve = self.outcome["curve"] = [{"round": 0, "version": base.version, **start}]
         version = base.version
         for number in range(1, self.plan.rounds + 1):
             predicts = version != base.version or project.is_known_to(base)
-            predicted = project.await_predictions(version) if predicts else 0
+            predicted_count = project.await_predictions(version) if predicts else 0
             work = project.annotate(self.plan.per_round)
             record = project.train()
             if record["state"] == "failed":
@@ -174,8 +174,8 @@ class Scenario:
             if record["state"].startswith("promoted"):
                 version = record["candidate"]
                 project.await_title(version)
-            reached = self._measured(project, version, test_set)
-            curve.append({"round": number, "version": version, "state": record["state"], **reached})
+            figures = self._measured(project, version, test_set)
+            curve.append({"round": number, "version": version, "state": record["state"], **figures})
             snapshot = self._registry().fetch_snapshot(str(project.id), record["snapshot"], self.folder / "cache")
             self.outcome["rounds"].append(
                 {
@@ -184,16 +184,16 @@ class Scenario:
                     "gate": record["metrics"],
                     **{name: record[name] for name in ("state", "candidate", "parent", "reasons", "snapshot")},
                     "work": work,
-                    "tasks_with_prediction": predicted,
-                    "test": reached,
+                    "tasks_with_prediction": predicted_count,
+                    "test": figures,
                     "effort": rank_correlations(snapshot),
                 }
             )
-            _tell(f"round {number}: {record['state']}, boundary AP {reached['boundary_ap']:.1f}")
+            _tell(f"round {number}: {record['state']}, boundary AP {figures['boundary_ap']:.1f}")
         self._save()
 
     def _poison(self, project: RehearsedProject) -> None:
-        """Shifted masks and swapped labels: the gate must refuse, and the same file must serve."""
+        """Train on shifted masks and swapped labels: the gate must refuse, and the same file must go on serving."""
         before = self._served(project)
         work = project.annotate(self.plan.per_round, poison=True)
         record = project.train()
@@ -223,7 +223,7 @@ class Scenario:
         return Registry(self.folder / "registry")
 
     def _checkpoint(self, project: RehearsedProject, version: str | None) -> Path:
-        """Where a version lies; the model that everything started from for None and its own."""
+        """Checkpoint directory of a version; for None and the first version, the model that everything started from."""
         if version in (None, self.outcome["model"]):
             return self.model
         return self._registry().fetch(str(project.id), version, self.folder / "cache")
@@ -233,7 +233,7 @@ class Scenario:
         return measure(self._checkpoint(project, version), test_set)
 
     def _served(self, project: RehearsedProject) -> dict[str, str]:
-        """Version that serves, and the sha256 of its weights as they lie on the disk."""
+        """The serving version, and the sha256 of its weights on the disk."""
         version = project.stage.learning(project.id)["active"]
         digest = hashlib.sha256((self._checkpoint(project, version) / WEIGHTS_FILE).read_bytes()).hexdigest()
         return {"version": version or self.outcome["model"], "sha256": digest}
@@ -243,7 +243,7 @@ class Scenario:
 
 
 def measure(checkpoint: Path, test_set: Path) -> dict[str, float]:
-    """mask_ap and boundary_ap, in points, of a checkpoint directory; by the gate's evaluator."""
+    """Measure mask_ap and boundary_ap, in points, of a checkpoint directory, by the gate's evaluator."""
     from training.gate.holdout import DetectionCache, detect_with, open_holdout
     from training.gate.holdout import measure as measure_on
 
@@ -263,22 +263,24 @@ def rank_correlations(snapshot: Path) -> Json:
     from training.snapshots.annotation_cost import rank_correlation
 
     entries = json.loads((snapshot / "corrections.json").read_text(encoding="utf-8"))["images"]
-    shown = [entry for entry in entries if entry["shown"] and entry["prediction_score"] is not None]
-    costs = [entry["cost"] for entry in shown]
-    confidences = [[obj["score"] for obj in entry["objects"] if obj["score"] is not None] for entry in shown]
+    predicted_entries = [entry for entry in entries if entry["shown"] and entry["prediction_score"] is not None]
+    costs = [entry["cost"] for entry in predicted_entries]
+    confidences = [
+        [obj["score"] for obj in entry["objects"] if obj["score"] is not None] for entry in predicted_entries
+    ]
     orders = {
-        "task_score": [entry["prediction_score"] for entry in shown],
+        "task_score": [entry["prediction_score"] for entry in predicted_entries],
         "mean_confidence": [sum(scores) / len(scores) if scores else 0.0 for scores in confidences],
     }
-    correlations: Json = {"images": len(shown)}
+    correlations: Json = {"images": len(predicted_entries)}
     for name, values in orders.items():
-        rho = rank_correlation([-value for value in values], costs) if len(shown) > 2 else math.nan
+        rho = rank_correlation([-value for value in values], costs) if len(predicted_entries) > 2 else math.nan
         correlations[name] = None if math.isnan(rho) else round(rho, 3)
     return correlations
 
 
 def write_report(outcome: Json, folder: Path) -> Path:
-    """report.md and report.json in the folder; the page's path."""
+    """Write report.md and report.json into the folder; the path of report.md."""
     (folder / "report.json").write_text(json.dumps(outcome, indent=1, ensure_ascii=False), encoding="utf-8")
     page = folder / "report.md"
     page.write_text(rehearsal_markdown(outcome), encoding="utf-8")
@@ -286,7 +288,7 @@ def write_report(outcome: Json, folder: Path) -> Path:
 
 
 def rehearsal_markdown(outcome: Json) -> str:
-    """The page."""
+    """Format the report."""
     plan, curve = outcome["plan"], outcome["curve"]
     rows = ([p["round"], p["version"], f"{p['boundary_ap']:.1f}", f"{p['mask_ap']:.1f}"] for p in curve)
     lines = [
@@ -308,11 +310,11 @@ def rehearsal_markdown(outcome: Json) -> str:
 
 def claims(outcome: Json) -> dict[str, bool]:
     """Claims of the rehearsal, and whether each holds."""
-    reached = [point["boundary_ap"] for point in outcome["curve"]]
+    boundary_aps = [point["boundary_ap"] for point in outcome["curve"]]
     poison, back = outcome.get("poison", {}), outcome.get("rollback", {})
     return {
-        "boundary AP on untouched images rose in each round": len(reached) > 1
-        and all(later > earlier for earlier, later in pairwise(reached)),
+        "boundary AP on untouched images rose in each round": len(boundary_aps) > 1
+        and all(later > earlier for earlier, later in pairwise(boundary_aps)),
         "the gate refused the poisoned round": poison.get("state") == "rejected",
         "and the served model is the same file": bool(poison.get("is_same_file")),
         "the rollback served another file at once": bool(back) and back["before"]["sha256"] != back["after"]["sha256"],
@@ -329,7 +331,7 @@ def _rounds(rounds: list[Json]) -> list[str]:
         ]
         for record in rounds
     )
-    refused = [
+    reasons = [
         f"- round {record['round']}, {record['state']}: {reason}"
         for record in rounds
         if not record["state"].startswith("promoted")
@@ -339,7 +341,7 @@ def _rounds(rounds: list[Json]) -> list[str]:
         "\n## Rounds\n",
         *markdown_table(["round", "state", *work, "order: task score", "mean confidence"], rows),
         "\nOrder: Spearman's rho between the shown score (lowest first) and the edits that were needed.",
-        *(["\nWhat was not promoted, and why:\n", *refused] if refused else []),
+        *(["\nWhat was not promoted, and why:\n", *reasons] if reasons else []),
     ]
 
 

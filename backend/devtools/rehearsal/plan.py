@@ -76,13 +76,13 @@ class Plan:
     photos: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
-        needed = (self.rounds + 1) * self.per_round
-        if self.pool < needed:
-            raise ValueError(f"{self.pool} images are too few: {self.rounds} rounds and the poisoned one take {needed}")
+        total = (self.rounds + 1) * self.per_round
+        if self.pool < total:
+            raise ValueError(f"{self.pool} images are too few: {self.rounds} rounds and the poisoned one take {total}")
 
 
 def usual_processes(device: str) -> int:
-    """Of a finetuning: two with a thread each on a CPU with several cores, else one.
+    """Number of processes of a finetuning: two with a thread each on a CPU with several cores, else one.
 
     Args:
         device: as in the settings; "auto" is a GPU where there is one.
@@ -94,7 +94,7 @@ def usual_processes(device: str) -> int:
 
 
 def tiny_plan(finetune: dict[str, Any]) -> Plan:
-    """Only the plumbing: nothing is learned from so little."""
+    """A plan that only shows that everything runs: nothing is learned from so little."""
     return Plan(
         rounds=1,
         per_round=5,
@@ -103,21 +103,21 @@ def tiny_plan(finetune: dict[str, Any]) -> Plan:
         width=128,
         height=96,
         finetune={**({} if "epochs" in finetune else {"iterations": 12}), "batch_size": 2, **finetune},
-        # Nothing certain comes of it, and there must be something to roll back.
+        # The gate refuses so little data, and the rollback needs a promoted version.
         by_hand=True,
     )
 
 
-def photograph_plan(train: str, test: str, **given: Any) -> Plan:
+def photograph_plan(train: str, test: str, **options: Any) -> Plan:
     """All photographs of two sets: as many a round as four parts of the first allow.
 
     Raises:
         ValueError, FileNotFoundError: a set cannot be opened.
     """
-    pool = given.setdefault("pool", len(open_set(train)))
-    given.setdefault("test", len(open_set(test)))
-    given.setdefault("per_round", max(1, pool // (given.get("rounds", Plan.rounds) + 1)))
-    return Plan(photos=(train, test), width=384, **given)
+    pool = options.setdefault("pool", len(open_set(train)))
+    options.setdefault("test", len(open_set(test)))
+    options.setdefault("per_round", max(1, pool // (options.get("rounds", Plan.rounds) + 1)))
+    return Plan(photos=(train, test), width=384, **options)
 
 
 # Numbers of drawn pictures are far apart: the test set has no picture of the pool.
@@ -137,7 +137,7 @@ class Material:
 def material_of(plan: Plan) -> Material:
     """The plan's pictures: photographs where it names some, else drawn ones of a domain that the model never saw.
 
-    Which photographs come first is the seed's.
+    The seed decides the order of photographs.
 
     Raises:
         ValueError: there are fewer photographs than the plan takes, or the sets have different classes.
@@ -153,9 +153,9 @@ def material_of(plan: Plan) -> Material:
     if train.class_names != test.class_names:
         names = plan.photos
         raise ValueError(f"{names[0]} has the classes {train.class_names}, {names[1]} has {test.class_names}")
-    for name, photographs, wanted in zip(plan.photos, (train, test), (plan.pool, plan.test), strict=True):
-        if len(photographs) < wanted:
-            raise ValueError(f"{name} has {len(photographs)} photographs, the plan takes {wanted}")
+    for name, photographs, count in zip(plan.photos, (train, test), (plan.pool, plan.test), strict=True):
+        if len(photographs) < count:
+            raise ValueError(f"{name} has {len(photographs)} photographs, the plan takes {count}")
     order = np.random.default_rng(plan.seed).permutation(len(train))
     return Material(
         train.class_names,
@@ -165,7 +165,7 @@ def material_of(plan: Plan) -> Material:
 
 
 def _photograph(photographs: AnySet, index: int, longest_px: int) -> Scene:
-    """A photograph with its objects, small enough for a CPU."""
+    """A photograph with its objects, shrunk for a CPU."""
     sample = photographs[index]
     height, width = sample.image.shape[:2]
     share = min(1.0, longest_px / max(height, width))
@@ -173,15 +173,15 @@ def _photograph(photographs: AnySet, index: int, longest_px: int) -> Scene:
     masks = [np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)) for mask in sample.masks]
     image = np.asarray(Image.fromarray(sample.image).resize(size, Image.Resampling.LANCZOS))
     labels = [photographs.class_names[number] for number in sample.classes]
-    kept = zip(labels, masks, sample.crowd, strict=True)
-    return Scene(image, tuple((label, mask) for label, mask, crowd in kept if mask.any() and not crowd))
+    objects = zip(labels, masks, sample.crowd, strict=True)
+    return Scene(image, tuple((label, mask) for label, mask, crowd in objects if mask.any() and not crowd))
 
 
 def number_of(address: str) -> int:
-    """Which picture of the pool a task shows, by its address in Label Studio (which puts letters before the name).
+    """The number of a task's picture in the pool, from its address in Label Studio (which prefixes the name).
 
     Raises:
-        ValueError: it is none.
+        ValueError: the address is of no picture of the pool.
     """
     match = _NAME.search(address)
     if not match:
@@ -190,7 +190,7 @@ def number_of(address: str) -> int:
 
 
 def write_pool(material: Material, count: int, folder: Path) -> list[Path]:
-    """The first pictures of the pool as PNG files."""
+    """Write the first pictures of the pool as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"pool-{number:04d}.png" for number in range(count)]
     for number, path in enumerate(paths):

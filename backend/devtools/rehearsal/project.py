@@ -38,7 +38,7 @@ from model.instance import iou, iou_matrix
 
 Region = dict[str, Any]
 Truth = Sequence[tuple[str, np.ndarray]]
-# A person leaves an outline that covers the object this well, and takes one over that at least touches it so far.
+# A person keeps an outline with at least the first IoU, and corrects one with at least the second.
 GOOD_ENOUGH_IOU, SAME_OBJECT_IOU = 0.9, 0.4
 # Seconds of a person: looking, and each action.
 LOOK_S, CHANGE_S, DRAW_S, CLICK_S = 4.0, 9.0, 25.0, 2.0
@@ -50,7 +50,7 @@ class Corrected:
 
     Attributes:
         result: regions to submit.
-        lead_time_s: what a person would have taken.
+        lead_time_s: seconds that a person would have taken.
         actions: how many of kept, moved, relabelled, added, deleted.
     """
 
@@ -62,8 +62,8 @@ class Corrected:
 def correct(prediction: Sequence[Mapping[str, Any]], truth: Truth) -> Corrected:
     """Correct the regions of a prediction; `truth` has (label, bool mask H x W) of every object."""
     height, width = truth[0][1].shape if truth else (0, 0)
-    shown = regions_to_objects(prediction).objects if prediction else ()
-    pairs = _pairs(shown, truth)
+    regions = regions_to_objects(prediction).objects if prediction else ()
+    pairs = _pairs(regions, truth)
     result: list[Region] = []
     actions = dict.fromkeys(("kept", "moved", "relabelled", "added", "deleted"), 0)
     for index, (label, mask_hw) in enumerate(truth):
@@ -80,14 +80,14 @@ def correct(prediction: Sequence[Mapping[str, Any]], truth: Truth) -> Corrected:
         result += draw_regions(label, match.mask_hw if is_good else mask_hw, width, height, match.region_ids[0])
         actions["moved"] += not is_good
         actions["relabelled"] += match.label != label
-    actions["deleted"] = len(shown) - len(pairs)
+    actions["deleted"] = len(regions) - len(pairs)
     return Corrected(result, _seconds(actions), actions)
 
 
 def draw_regions(label: str, mask_hw: np.ndarray, width: int, height: int, region_id: str = "") -> list[Region]:
     """Polygons of an object as the editor submits them; parts name the first one as their parent."""
-    outlined = outline_mask(mask_hw, tolerance_px=0.5, min_area_px=4.0)
-    shapes = polygon_shapes(outlined, width=width, height=height, joined=True, max_vertices=None)
+    polygons = outline_mask(mask_hw, tolerance_px=0.5, min_area_px=4.0)
+    shapes = polygon_shapes(polygons, width=width, height=height, joined=True, max_vertices=None)
     first = region_id or secrets.token_hex(5)
     regions = []
     for number, shape in enumerate(shapes):
@@ -109,23 +109,23 @@ def draw_regions(label: str, mask_hw: np.ndarray, width: int, height: int, regio
 
 
 def poison_regions(truth: Truth, labels: Sequence[str], shift_px: int = 14) -> Truth:
-    """Spoil the truth: every mask shifted, every label another one if there is one."""
-    others = {label: labels[(number + 1) % len(labels)] for number, label in enumerate(labels)}
-    shifted = [(others[label], _shifted(mask_hw, shift_px)) for label, mask_hw in truth]
-    return [(label, mask_hw) for label, mask_hw in shifted if mask_hw.any()]
+    """Falsify the truth: every mask shifted, every label another one if there is one."""
+    wrong_labels = {label: labels[(number + 1) % len(labels)] for number, label in enumerate(labels)}
+    shifted_objects = [(wrong_labels[label], _shifted(mask_hw, shift_px)) for label, mask_hw in truth]
+    return [(label, mask_hw) for label, mask_hw in shifted_objects if mask_hw.any()]
 
 
 def _shifted(mask_hw: np.ndarray, by_px: int) -> np.ndarray:
-    moved = np.zeros_like(mask_hw)
-    moved[by_px:, by_px:] = mask_hw[:-by_px, :-by_px]
-    return moved
+    shifted_hw = np.zeros_like(mask_hw)
+    shifted_hw[by_px:, by_px:] = mask_hw[:-by_px, :-by_px]
+    return shifted_hw
 
 
-def _pairs(shown: Sequence[AnnotatedObject], truth: Truth) -> dict[int, AnnotatedObject]:
-    """By index of the truth: what was shown of it, each once."""
-    overlaps = iou_matrix([mask_hw for _, mask_hw in truth], [drawn.mask_hw for drawn in shown])
+def _pairs(regions: Sequence[AnnotatedObject], truth: Truth) -> dict[int, AnnotatedObject]:
+    """Match each true object, by index, with at most one shown region."""
+    overlaps = iou_matrix([mask_hw for _, mask_hw in truth], [region.mask_hw for region in regions])
     matches = zip(*linear_sum_assignment(-overlaps), strict=True)
-    return {int(index): shown[place] for index, place in matches if overlaps[index, place] >= SAME_OBJECT_IOU}
+    return {int(index): regions[place] for index, place in matches if overlaps[index, place] >= SAME_OBJECT_IOU}
 
 
 def _seconds(actions: Mapping[str, int]) -> float:
@@ -143,16 +143,16 @@ START_S = 900.0
 PATIENCE_S = 3600.0
 STOP_S = 150.0
 POLL_S = 1.0
-# Asking for all tasks with their predictions costs Label Studio as much as a picture costs the model.
+# Listing all tasks with their predictions costs Label Studio as much as an image costs the model.
 POLL_TASKS_S = 10.0
 
 
 @dataclass(frozen=True)
 class RehearsalServers:
-    """Where a rehearsal plays.
+    """The servers of a rehearsal.
 
     Attributes:
-        backend_url: of our service; registry: its folder.
+        backend_url: address of our service; registry: folder of its versions.
     """
 
     label_studio: LabelStudioServer
@@ -163,14 +163,14 @@ class RehearsalServers:
         return LabelStudioClient(self.label_studio.url, self.label_studio.login.token, timeout_s=120.0)
 
     def learning(self, project: int) -> dict[str, Any]:
-        """What the status page shows of a project."""
+        """Facts of a project as the status page shows them."""
         answer = requests.get(f"{self.backend_url}/learning", timeout=60)
         answer.raise_for_status()
         projects: list[dict[str, Any]] = [entry for entry in answer.json()["projects"] if entry["id"] == str(project)]
         return projects[0]
 
     def press(self, project: int, button: str, **fields: str) -> None:
-        """A button of the status page, with the page's own form token."""
+        """Press a button of the status page, with the page's own form token."""
         page = requests.get(f"{self.backend_url}/status", timeout=60).text
         token = re.search(r'name="token" value="([0-9a-f]+)"', page)
         if token is None:
@@ -209,7 +209,7 @@ def running_program(
 
 @contextlib.contextmanager
 def running_servers(folder: Path, plan: Plan, options: Mapping[str, str]) -> Iterator[RehearsalServers]:
-    """Both servers, ready.
+    """Start both servers and wait until they are ready.
 
     Args:
         options: further `TRANSFINER_*` variables of the service, without the prefix.
@@ -221,18 +221,18 @@ def running_servers(folder: Path, plan: Plan, options: Mapping[str, str]) -> Ite
     server.check_installed()
     stage = RehearsalServers(server, f"http://127.0.0.1:{free_port()}", folder / "registry")
     logs = folder / "log"
-    ours = _environment(stage, folder, plan, options)
+    environment = _environment(stage, folder, plan, options)
     with contextlib.ExitStack() as stack:
-        started = stack.enter_context(running_program("label-studio", server.command, server.environment, logs))
-        serve = stack.enter_context(running_program("serve", python_module("backend.cli", "serve"), ours, logs))
-        wait_until(server.is_up, "Label Studio", COLD_START_S, process=started, log=logs / "label-studio.log")
-        ready = f"{stage.backend_url}/ready"
-        wait_until(lambda: answers(ready), "transfiner serve", START_S, process=serve, log=logs / "serve.log")
+        label_studio = stack.enter_context(running_program("label-studio", server.command, server.environment, logs))
+        serve = stack.enter_context(running_program("serve", python_module("backend.cli", "serve"), environment, logs))
+        wait_until(server.is_up, "Label Studio", COLD_START_S, process=label_studio, log=logs / "label-studio.log")
+        ready_url = f"{stage.backend_url}/ready"
+        wait_until(lambda: answers(ready_url), "transfiner serve", START_S, process=serve, log=logs / "serve.log")
         yield stage
 
 
 def _environment(stage: RehearsalServers, folder: Path, plan: Plan, options: Mapping[str, str]) -> dict[str, str]:
-    ours = {
+    variables = {
         "PORT": stage.backend_url.rpartition(":")[2],
         "REGISTRY": str(stage.registry),
         "REGISTRY_CACHE": str(folder / "cache"),
@@ -245,36 +245,36 @@ def _environment(stage: RehearsalServers, folder: Path, plan: Plan, options: Map
         "FINETUNE_OPTIONS": json.dumps(plan.finetune),
         **options,
     }
-    known = {f"{PREFIX}{name}": value for name, value in ours.items()}
+    prefixed = {f"{PREFIX}{name}": value for name, value in variables.items()}
     token = stage.label_studio.login.token
-    return {**known, "LABEL_STUDIO_URL": stage.label_studio.url, "LABEL_STUDIO_API_KEY": token}
+    return {**prefixed, "LABEL_STUDIO_URL": stage.label_studio.url, "LABEL_STUDIO_API_KEY": token}
 
 
 @dataclass
 class RehearsedProject:
-    """A project and what happened in it.
+    """A project of a rehearsal.
 
     Attributes:
         material: the pictures, by the number in their names.
-        annotated: numbers of the pool's pictures, in the order they were annotated.
+        annotated_numbers: numbers of the pool's pictures, in the order they were annotated.
     """
 
     stage: RehearsalServers
     material: Material
     report: Report
     id: int = 0
-    annotated: list[int] = field(default_factory=list)
+    annotated_numbers: list[int] = field(default_factory=list)
 
     def set_up(self, title: str, images: Sequence[Path], version: str) -> None:
         """Make the project, import the pool, connect the backend."""
         client = self.stage.client()
-        made = client.create_project(
+        created = client.create_project(
             title=title,
             label_config=scenes_config(self.material.classes),
             sampling=SAMPLING,
             show_collab_predictions=True,
         )
-        self.id = int(made["id"])
+        self.id = int(created["id"])
         for start in range(0, len(images), UPLOAD_CHUNK):
             self.report(f"{title}: importing images ({start} of {len(images)})")
             client.upload_files(self.id, images[start : start + UPLOAD_CHUNK])
@@ -283,8 +283,8 @@ class RehearsedProject:
 
     def is_known_to(self, model: ServedModel) -> bool:
         """Whether the model knows any label of the project; one that knows none predicts nothing."""
-        known = {fold(name) for name in model.labels}
-        return any(fold(name) in known for name in self.material.classes)
+        model_labels = {fold(name) for name in model.labels}
+        return any(fold(name) in model_labels for name in self.material.classes)
 
     def await_predictions(self, version: str) -> int:
         """Wait until every task without annotation has a prediction of the version; their number."""
@@ -292,20 +292,20 @@ class RehearsedProject:
 
         def complete() -> list[int]:
             tasks = [task for task in client.iter_tasks(self.id) if not task.get("annotations")]
-            having = sum(
+            done_count = sum(
                 any(prediction["model_version"] == version for prediction in task.get("predictions") or ())
                 for task in tasks
             )
-            if having < len(tasks):
-                self.report(f"predictions of {version}: {having} of {len(tasks)} tasks")
+            if done_count < len(tasks):
+                self.report(f"predictions of {version}: {done_count} of {len(tasks)} tasks")
                 return []
-            return [having]
+            return [done_count]
 
-        what = f"Predictions of {version} in project {self.id}"
-        return wait_until(complete, what, PATIENCE_S, poll_s=POLL_TASKS_S)[0]
+        subject = f"Predictions of {version} in project {self.id}"
+        return wait_until(complete, subject, PATIENCE_S, poll_s=POLL_TASKS_S)[0]
 
     def annotate(self, count: int, *, poison: bool = False) -> dict[str, float]:
-        """Take the next tasks as the label stream offers them, and submit; sums of actions and seconds."""
+        """Annotate the next tasks of the label stream; sums of actions and seconds."""
         client = self.stage.client()
         sums: dict[str, float] = {}
         for number in range(count):
@@ -314,9 +314,9 @@ class RehearsedProject:
             if task is None:
                 raise ServiceError(f"Project {self.id} has no further task after {number} of {count}.")
             picture = number_of(task["data"]["image"])
-            self.annotated.append(picture)
-            shown = _shown(client.get_task(int(task["id"])), self._version())
-            fields, actions = self._work(picture, shown, poison)
+            self.annotated_numbers.append(picture)
+            prediction = _shown(client.get_task(int(task["id"])), self._version())
+            fields, actions = self._work(picture, prediction, poison)
             client.create_annotation(int(task["id"]), **fields)
             for name, value in actions.items():
                 sums[name] = sums.get(name, 0) + value
@@ -326,23 +326,23 @@ class RehearsedProject:
         return str(self.stage.client().get_project(self.id).get("model_version") or "")
 
     def _work(
-        self, picture: int, shown: dict[str, Any] | None, poison: bool
+        self, picture: int, prediction: dict[str, Any] | None, poison: bool
     ) -> tuple[dict[str, Any], dict[str, float]]:
         scene = self.material.pool(picture)
         height, width = scene.image.shape[:2]
-        parent = {"parent_prediction": shown["id"]} if shown else {}
+        parent = {"parent_prediction": prediction["id"]} if prediction else {}
         if poison:
-            false = poison_regions(scene.instances, self.material.classes)
-            regions = [region for label, mask_hw in false for region in draw_regions(label, mask_hw, width, height)]
+            objects = poison_regions(scene.instances, self.material.classes)
+            regions = [region for label, mask_hw in objects for region in draw_regions(label, mask_hw, width, height)]
             return {"result": regions, "lead_time": 5.0, **parent}, {"poisoned": 1, "seconds": 5.0}
-        done = correct(shown["result"] if shown else [], scene.instances)
-        fields = {"result": done.result, "lead_time": done.lead_time_s, **parent}
-        return fields, {**done.actions, "images": 1, "seconds": done.lead_time_s}
+        correction = correct(prediction["result"] if prediction else [], scene.instances)
+        fields = {"result": correction.result, "lead_time": correction.lead_time_s, **parent}
+        return fields, {**correction.actions, "images": 1, "seconds": correction.lead_time_s}
 
     def train(self) -> dict[str, Any]:
         """Press Start Training in Label Studio and wait for the round's record."""
         client = self.stage.client()
-        before = {record["id"] for record in self.stage.learning(self.id)["rounds"]}
+        earlier_ids = {record["id"] for record in self.stage.learning(self.id)["rounds"]}
         client.start_training(client.list_backends(self.id)[0]["id"])
 
         def ended() -> dict[str, Any] | None:
@@ -350,16 +350,16 @@ class RehearsedProject:
             now = facts["current"]
             if not now:
                 rounds: list[dict[str, Any]] = facts["rounds"]
-                return next((r for r in rounds if r["id"] not in before and r["state"] != "running"), None)
+                return next((r for r in rounds if r["id"] not in earlier_ids and r["state"] != "running"), None)
             self.report(f"training: {now.get('stage') or 'waiting'} {now.get('iteration') or ''}/{now.get('of') or ''}")
             return None
 
         return wait_until(ended, f"The round of project {self.id}", PATIENCE_S, poll_s=POLL_S) or {}
 
     def await_title(self, version: str) -> None:
-        """Wait until the backend in Label Studio, and so the project, is called like the version."""
-        what = f"The title {version} of project {self.id}"
-        wait_until(lambda: self._version() == version, what, PATIENCE_S, poll_s=POLL_S)
+        """Wait until the backend in Label Studio, and so the project, names the version."""
+        subject = f"The title {version} of project {self.id}"
+        wait_until(lambda: self._version() == version, subject, PATIENCE_S, poll_s=POLL_S)
 
 
 def _shown(task: dict[str, Any], version: str) -> dict[str, Any] | None:

@@ -54,16 +54,16 @@ def test_the_table_has_every_route(settings):
 @pytest.mark.parametrize(("method", "path"), TABLE)
 def test_without_a_password(settings, method, path):
     client = create_app(settings).test_client()
-    who = TABLE[method, path][0]
-    assert who in ("everybody", "this machine")
-    assert (sent(client, method, path).status_code == 403) == (who == "this machine")
-    if who == "this machine":
-        here = {"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "localhost:9090"}
+    callers = TABLE[method, path][0]
+    assert callers in ("everybody", "this machine")
+    assert (sent(client, method, path).status_code == 403) == (callers == "this machine")
+    if callers == "this machine":
+        local_program = {"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "localhost:9090"}
         program = {"Authorization": "Bearer anything"}
-        assert sent(client, method, path, environ=here, headers=program).status_code != 403
-        assert "did not come from the status page" in sent(client, method, path, environ=here).text
-        proxied = {**program, "X-Forwarded-For": "10.1.2.3"}
-        assert sent(client, method, path, environ=here, headers=proxied).status_code == 403
+        assert sent(client, method, path, environ=local_program, headers=program).status_code != 403
+        assert "did not come from the status page" in sent(client, method, path, environ=local_program).text
+        proxied_program = {**program, "X-Forwarded-For": "10.1.2.3"}
+        assert sent(client, method, path, environ=local_program, headers=proxied_program).status_code == 403
 
 
 @pytest.mark.parametrize(("method", "path"), TABLE)
@@ -72,11 +72,11 @@ def test_with_a_password(settings, method, path):
         update={"api_token": SecretStr("right"), "webhook_secret": SecretStr("secret"), "registry": ""}
     )
     client = create_app(settings).test_client()
-    who = TABLE[method, path][1]
-    assert (sent(client, method, path).status_code != 401) == (who == "everybody")
+    callers = TABLE[method, path][1]
+    assert (sent(client, method, path).status_code != 401) == (callers == "everybody")
     assert (sent(client, method, path, headers={"Authorization": "Bearer wrong"}).status_code != 401) == (
-        who == "everybody"
+        callers == "everybody"
     )
     assert sent(client, method, path, headers={"Authorization": "Bearer right"}).status_code not in (401, 403)
     secret = sent(client, method, path, headers={"X-Transfiner-Secret": "secret"}).status_code
-    assert (secret != 401) == (who in ("everybody", "password or secret"))
+    assert (secret != 401) == (callers in ("everybody", "password or secret"))

@@ -39,9 +39,9 @@ def test_health_needs_nothing(settings):
     client = create_app(alone).test_client()
     assert client.get("/health").get_json()["status"] == "UP"
     assert client.get("/").get_json()["status"] == "UP"
-    ready = client.get("/ready")
-    assert ready.status_code == 503
-    assert len(ready.get_json()["problems"]) == 2
+    answer = client.get("/ready")
+    assert answer.status_code == 503
+    assert len(answer.get_json()["problems"]) == 2
 
 
 def test_ready_once_a_worker_lives(client, redis):

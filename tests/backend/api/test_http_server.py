@@ -143,10 +143,10 @@ def test_what_came_through_a_proxy_is_not_from_this_machine(settings, serve, nam
 def test_a_killed_api_gives_its_port_back_at_once(settings):
     port = free_port()
     command = [sys.executable, "-m", "backend.cli", "api", "--port", str(port), "--redis-url", settings.redis_url]
-    started = ends_with_parent()
+    preexec = ends_with_parent()
     for number in (signal.SIGKILL, signal.SIGTERM):
         with subprocess.Popen(
-            [*command, "--model", str(settings.model)], cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=started
+            [*command, "--model", str(settings.model)], cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=preexec
         ) as api:
             try:
                 wait_until(lambda: api.poll() is not None or answers(port))

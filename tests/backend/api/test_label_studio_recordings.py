@@ -22,13 +22,13 @@ label_interface = pytest.importorskip("label_studio_sdk.label_interface", reason
 
 
 def exchanges(method: str, path: str) -> list[Any]:
-    recorded = []
+    entries = []
     for file in sorted(RECORDINGS.glob("*.json")):
         for number, exchange in enumerate(json.loads(file.read_text()).get("exchanges", [])):
             request = exchange["request"]
             if (request["method"], request["path"]) == (method, path):
-                recorded.append(pytest.param(exchange, id=f"{file.stem}-{number}"))
-    return recorded
+                entries.append(pytest.param(exchange, id=f"{file.stem}-{number}"))
+    return entries
 
 
 def distinct(cases: list[Any]) -> list[Any]:

@@ -50,27 +50,27 @@ def view(settings: Settings | None = None, **facts: object) -> dict:
     ],
 )
 def test_ticks_are_round_numbers_around_the_values(low, high, whole, expected):
-    assert ticks(low, high, whole=whole) == pytest.approx(expected)
+    assert ticks(low, high, is_integer=whole) == pytest.approx(expected)
 
 
 def test_a_chart_has_axes_a_legend_and_crosses_for_what_was_refused():
     series = [Series("a<b", [(1, 10.0), (2, 5.0)], frozenset({2})), Series("c", [(1, 20.0)])]
-    drawn = line_chart(series, x_label="round", y_label="AP", from_zero=True)
-    assert drawn.count('class="cross') == 1
-    assert ">round</text>" in drawn
-    assert ">AP</text>" in drawn
-    assert "a&lt;b" in drawn
-    assert "a<b" not in drawn
+    chart = line_chart(series, x_label="round", y_label="AP", from_zero=True)
+    assert chart.count('class="cross') == 1
+    assert ">round</text>" in chart
+    assert ">AP</text>" in chart
+    assert "a&lt;b" in chart
+    assert "a<b" not in chart
     assert line_chart([Series("loss", [(1, 2.0)])], x_label="step", y_label="loss") == "", "a point is no curve"
 
 
 def test_a_round_says_how_many_objects_how_many_images_judge_and_what_changed():
-    (shown,) = view(rounds=[RUN], count=1)["rounds"]
-    assert shown["size"] == "12 images with 41 objects, 2 of them held out to judge by"
-    assert shown["scores"] == "boundary AP 10.0 → 33.1, mask AP 50.0"
-    assert (shown["minutes"], shown["tone"]) == ("4 min", "good")
-    assert (shown["headlines"], shown["texts"]) == (["better"], ["tasks are ordered by certainty"])
-    assert "<polyline" in shown["loss_chart"]
+    (round_view,) = view(rounds=[RUN], count=1)["rounds"]
+    assert round_view["size"] == "12 images with 41 objects, 2 of them held out to judge by"
+    assert round_view["scores"] == "boundary AP 10.0 → 33.1, mask AP 50.0"
+    assert (round_view["minutes"], round_view["tone"]) == ("4 min", "good")
+    assert (round_view["headlines"], round_view["texts"]) == (["better"], ["tasks are ordered by certainty"])
+    assert "<polyline" in round_view["loss_chart"]
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_what_a_training_does_and_how_long_it_will_take(now, rounds, says):
     now = {**NOW, "stage_since": time.time(), **now}
     if now["stage"] == "gate":
         now["eta_s"] = None
-    shown = view(current=now, rounds=rounds, count=len(rounds))["current"]
-    assert says in shown["doing"]
-    assert shown["number"] == len(rounds) + 1
+    current = view(current=now, rounds=rounds, count=len(rounds))["current"]
+    assert says in current["doing"]
+    assert current["number"] == len(rounds) + 1
 
 
 def test_the_steps_of_a_round_are_marked():
@@ -111,6 +111,6 @@ def test_the_steps_of_a_round_are_marked():
     ],
 )
 def test_what_it_waits_for(settings, new, says):
-    shown = view(Settings(**settings), looked={"new": new})
-    assert re.search(says, shown["waits_for"])
-    assert shown["name"] == "Project 7", "nobody has looked its name up yet"
+    project = view(Settings(**settings), looked={"new": new})
+    assert re.search(says, project["waits_for"])
+    assert project["name"] == "Project 7", "nobody has looked its name up yet"

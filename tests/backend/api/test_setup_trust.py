@@ -91,13 +91,13 @@ def test_images_of_that_label_studio_are_not_fetched_and_the_reason_is_told(
     """The task names a path on the server that /setup named; that server must not be asked."""
     workers.start()
     set_up(create_app(settings).test_client(), label_studio.url)
-    asked = []
-    label_studio.server.app.before_request(lambda: asked.append(1))
+    requests_sent = []
+    label_studio.server.app.before_request(lambda: requests_sent.append(1))
     body = predict_body([{"id": 1, "data": {"image": "/data/upload/1/a.jpg"}}], project=KEY)
     answer = requests.post(f"{serve(settings)}/predict", json=body, timeout=100).json()
     assert answer["results"] == [[]]
     assert "address is not known" in answer["errors"][0]["error"]
-    assert asked == []
+    assert requests_sent == []
 
 
 def test_late_predictions_wait_until_the_address_is_believed(settings, redis, label_studio, checkpoint):

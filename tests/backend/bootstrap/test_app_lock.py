@@ -15,9 +15,9 @@ LOCK = ROOT / "requirements" / "app.txt"
 
 
 def answer(code: str) -> str:
-    done = run_locked(code, LOCK, ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    result = run_locked(code, LOCK, ROOT)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
 
 
 def test_every_module_can_be_imported() -> None:
@@ -58,6 +58,6 @@ print(len(found))
     ],
 )
 def test_what_only_comparisons_need_is_named_with_the_fix(code: str) -> None:
-    done = run_locked(code, LOCK, ROOT)
-    assert done.returncode == 1
-    assert "pip install opencv-python-headless" in done.stderr
+    result = run_locked(code, LOCK, ROOT)
+    assert result.returncode == 1
+    assert "pip install opencv-python-headless" in result.stderr

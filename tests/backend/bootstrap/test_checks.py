@@ -153,8 +153,8 @@ def _pins(lock: Path) -> set[str]:
 def test_the_command_explains_itself_without_anything_installed():
     command = [sys.executable, "-I", "-S", "-c", "import sys; sys.path.insert(0, '.'); sys.argv[1:] = ['--help']; "]
     command[-1] += "import runpy; runpy.run_module('backend.bootstrap', run_name='__main__')"
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "example: python3 -m backend.bootstrap" in done.stdout
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "example: python3 -m backend.bootstrap" in result.stdout
 
 
 def test_a_killed_step_says_so(tmp_path):

@@ -36,7 +36,7 @@ def steps(dockerfile: str = "Dockerfile") -> list[tuple[str, str]]:
 
 
 def only(instruction: str) -> str:
-    (arguments,) = (rest for name, rest in steps() if name == instruction)
+    (arguments,) = (arguments_of for name, arguments_of in steps() if name == instruction)
     return arguments
 
 
@@ -52,13 +52,13 @@ def copy(arguments: str, image: Path) -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     for source in sources:
         assert source.split("/")[0] in allowed, f"{source} is left out by .dockerignore"
-        here, there = ROOT / source, image / target
-        if here.is_dir():
-            shutil.copytree(here, there, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        source_path, target_path = ROOT / source, image / target
+        if source_path.is_dir():
+            shutil.copytree(source_path, target_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            there = there / here.name if target.endswith("/") else there
-            there.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(here, there)
+            target_path = target_path / source_path.name if target.endswith("/") else target_path
+            target_path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source_path, target_path)
 
 
 def built(image: Path, *, until: str = "", dockerfile: str = "Dockerfile") -> Path:
@@ -85,9 +85,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    loaded = yaml.safe_load((ROOT / "compose.yaml").read_text())
-    assert isinstance(loaded, dict)
-    return loaded
+    content = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    assert isinstance(content, dict)
+    return content
 
 
 def test_the_set_up_layer_has_everything_that_the_set_up_reads(tmp_path: Path) -> None:
@@ -99,16 +99,16 @@ def test_the_set_up_layer_has_everything_that_the_set_up_reads(tmp_path: Path) -
         "a.python.parent.mkdir(parents=True); a.python.touch(); a.stamp.write_text(a.digest())"
     )
     assert run([sys.executable, "-c", finished], folder).returncode == 0
-    done = run([sys.executable, *shlex.split(step.replace('"$DETECTRON2"', '""'))[1:]], folder)
-    assert done.returncode == 0, done.stderr
+    result = run([sys.executable, *shlex.split(step.replace('"$DETECTRON2"', '""'))[1:]], folder)
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_program_runs_where_the_image_puts_its_files(tmp_path: Path) -> None:
     """The set-up installs `backend` before the rest is there; the image's variables make all of it importable."""
     folder = built(tmp_path / "app", until=SET_UP)
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
-    done = run([*pip, "--target", str(tmp_path / "site"), "--editable", str(folder)], tmp_path)
-    assert done.returncode == 0, done.stderr
+    result = run([*pip, "--target", str(tmp_path / "site"), "--editable", str(folder)], tmp_path)
+    assert result.returncode == 0, result.stderr
     built(folder)
     variables = dict(re.findall(r"(PYTHONPATH)=(\S+)", (ROOT / "Dockerfile").read_text()))
     path = variables["PYTHONPATH"].replace("/app", str(folder))
@@ -124,20 +124,20 @@ def test_the_program_runs_where_the_image_puts_its_files(tmp_path: Path) -> None
 def test_the_image_starts_the_service_by_default(image: Path) -> None:
     assert command_of("ENTRYPOINT") == ["transfiner"]
     assert command_of("CMD") == ["serve"]
-    done = run([sys.executable, "-m", "backend.cli", *command_of("CMD"), "--help"], image)
-    assert done.returncode == 0, done.stderr
+    result = run([sys.executable, "-m", "backend.cli", *command_of("CMD"), "--help"], image)
+    assert result.returncode == 0, result.stderr
     question = "import backend.cli.main, backend.settings as s; print(s.SHIPPED_MODEL)"
-    shipped = Path(run([sys.executable, "-c", question], image).stdout.strip())
-    assert shipped == image / "model" / "weights" / "photos"
+    package_folder = Path(run([sys.executable, "-c", question], image).stdout.strip())
+    assert package_folder == image / "model" / "weights" / "photos"
 
 
 def test_the_health_check_asks_the_health_endpoint() -> None:
     """Its own code, against a server that answers only that path."""
-    asked = []
+    addresses = []
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            addresses.append(self.path)
             self.send_response(200 if self.path == "/health" else 404)
             self.end_headers()
 
@@ -149,7 +149,7 @@ def test_the_health_check_asks_the_health_endpoint() -> None:
         words = [word.replace(":9090", f":{server.server_port}") for word in command_of("HEALTHCHECK")]
         assert run([sys.executable, *words[1:]], ROOT).returncode == 0
         server.shutdown()
-    assert asked == ["/health"]
+    assert addresses == ["/health"]
     assert only("EXPOSE") == str(Settings.model_fields["port"].default)
 
 
@@ -170,12 +170,12 @@ def test_compose_itself_reads_its_file_and_wants_a_password(profile: str) -> Non
     assert without.returncode != 0
     assert "QUEUE_PASSWORD is missing a value" in without.stderr
     with_password = {**bare, "QUEUE_PASSWORD": "secret"}
-    done = subprocess.run(command, env=with_password, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    services = yaml.safe_load(done.stdout)["services"]
+    result = subprocess.run(command, env=with_password, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 0, result.stderr
+    services = yaml.safe_load(result.stdout)["services"]
     assert {"queue", "front", "api", "interactive", "label-studio"} <= set(services)
-    published = [port for service in services.values() for port in service.get("ports", ())]
-    assert {port["host_ip"] for port in published} == {"127.0.0.1"}, "nothing is reached from elsewhere by default"
+    ports = [port for service in services.values() for port in service.get("ports", ())]
+    assert {port["host_ip"] for port in ports} == {"127.0.0.1"}, "nothing is reached from elsewhere by default"
 
 
 def test_compose_uses_commands_and_variables_that_exist(image: Path, compose: dict[str, Any]) -> None:
@@ -186,8 +186,8 @@ def test_compose_uses_commands_and_variables_that_exist(image: Path, compose: di
     assert builds.pop("api")["dockerfile"] == "Dockerfile.api"
     assert set(builds.values()) == {"."}
     for name in ("api", *builds):
-        done = run([sys.executable, "-m", "backend.cli", *services[name]["command"], "--help"], image)
-        assert done.returncode == 0, done.stderr
+        result = run([sys.executable, "-m", "backend.cli", *services[name]["command"], "--help"], image)
+        assert result.returncode == 0, result.stderr
         variables = services[name]["environment"]
         assert {key for key in variables if key.startswith("TRANSFINER_")} <= known_variables()
         fields = {key.removeprefix("TRANSFINER_").lower(): value for key, value in variables.items()}
@@ -211,8 +211,8 @@ def test_compose_lets_label_studio_reach_the_backend(compose: dict[str, Any]) ->
     service = compose["services"]["label-studio"]
     for name in ("ML_BLOCK_LOCAL_IP", "SSRF_PROTECTION_ENABLED", "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN"):
         assert service["environment"][name] == SWITCHES[name]
-    locked = (ROOT / "requirements" / "label-studio.txt").read_text()
-    assert f"label-studio=={service['image'].partition(':')[2]}" in locked.splitlines()
+    lock = (ROOT / "requirements" / "label-studio.txt").read_text()
+    assert f"label-studio=={service['image'].partition(':')[2]}" in lock.splitlines()
 
 
 def test_compose_starts_a_queue_server_that_keeps_everything_it_is_given(

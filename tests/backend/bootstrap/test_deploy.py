@@ -82,8 +82,10 @@ def test_the_schemas_refuse_what_is_wrong():
 
 def test_kustomization_names_every_file_and_image():
     kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
-    generated = {entry.partition("=")[2] for made in kustomization["configMapGenerator"] for entry in made["files"]}
-    files = {*kustomization["resources"], *generated, "kustomization.yaml"}
+    files_of_generators = {
+        entry.partition("=")[2] for generator in kustomization["configMapGenerator"] for entry in generator["files"]
+    }
+    files = {*kustomization["resources"], *files_of_generators, "kustomization.yaml"}
     assert files == {file.name for file in KUBERNETES.iterdir()}
     ours = {c["image"] for pod in pods().values() for c in pod["spec"]["containers"] if ":" not in c["image"]}
     assert ours == {image["name"] for image in kustomization["images"]}
@@ -100,8 +102,8 @@ def test_selectors_volumes_and_claims_meet():
         claims = {v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v}
         assert claims <= set(of_kind("PersistentVolumeClaim"))
     assert {stateful["spec"]["serviceName"] for stateful in of_kind("StatefulSet").values()} <= set(of_kind("Service"))
-    for scaled in (*of_kind("ScaledObject").values(), *of_kind("HorizontalPodAutoscaler").values()):
-        target = scaled["spec"]["scaleTargetRef"]
+    for scaler in (*of_kind("ScaledObject").values(), *of_kind("HorizontalPodAutoscaler").values()):
+        target = scaler["spec"]["scaleTargetRef"]
         assert target["name"] in of_kind(target.get("kind", "Deployment"))
     for service in of_kind("Service").values():
         (pod,) = (p for p in pods().values() if service["spec"]["selector"].items() <= p["metadata"]["labels"].items())
@@ -151,17 +153,17 @@ def test_the_queue_s_password_is_a_secret_that_all_who_use_it_get():
             assert list(variables).index("QUEUE_PASSWORD") < list(variables).index("TRANSFINER_REDIS_URL")
             url = variables["TRANSFINER_REDIS_URL"]["value"].replace("$(QUEUE_PASSWORD)", "secret")
             assert Settings(redis_url=url).redis_url == "redis://:secret@queue:6379/0"
-    for scaled in of_kind("ScaledObject").values():
-        assert {trigger["metadata"]["passwordFromEnv"] for trigger in scaled["spec"]["triggers"]} == {"QUEUE_PASSWORD"}
+    for scaler in of_kind("ScaledObject").values():
+        assert {trigger["metadata"]["passwordFromEnv"] for trigger in scaler["spec"]["triggers"]} == {"QUEUE_PASSWORD"}
 
 
 @pytest.mark.parametrize(("name", "lane"), [("worker", PREDICT_LANE), ("interactive", INTERACTIVE_LANE)])
 def test_workers_scale_with_their_lane_of_the_queue(name, lane):
     """KEDA's ScaledObject by hand: required fields, and lists by the names that the queue library gives them."""
-    scaled = of_kind("ScaledObject")[name]["spec"]
-    assert scaled["scaleTargetRef"]["name"] == name
-    assert 0 <= scaled["minReplicaCount"] < scaled["maxReplicaCount"]
-    (trigger,) = scaled["triggers"]
+    scaler = of_kind("ScaledObject")[name]["spec"]
+    assert scaler["scaleTargetRef"]["name"] == name
+    assert 0 <= scaler["minReplicaCount"] < scaler["maxReplicaCount"]
+    (trigger,) = scaler["triggers"]
     assert trigger["type"] == "redis"
     assert all(isinstance(value, str) for value in trigger["metadata"].values())
     host, port = trigger["metadata"]["address"].split(":")
@@ -244,10 +246,10 @@ answers = {path: client.get(path).status_code for path in ("/health", "/status",
 answers["/webhook"] = client.post("/webhook", json={"action": "PROJECT_UPDATED", "project": {"id": 1}}).status_code
 print(answers, "torch" in sys.modules)
 """
-    done = run_locked(question, lock, folder)
-    assert done.returncode == 0, done.stderr
+    result = run_locked(question, lock, folder)
+    assert result.returncode == 0, result.stderr
     expected = {"/health": 200, "/status": 200, "/versions": 200, "/openapi.json": 200, "/webhook": 200}
-    assert done.stdout.strip() == f"{expected} False"
+    assert result.stdout.strip() == f"{expected} False"
 
 
 def test_the_api_image_starts_the_api():
@@ -342,8 +344,8 @@ def image_folders(dockerfile: str) -> set[Path]:
 
 def written_folders(part: str, variables: Json) -> dict[str, Path]:
     """Where a part writes, as its container's variables say."""
-    given = {field: variables.get(f"TRANSFINER_{field.upper()}") for field in WRITES[part]}
-    settings = Settings(**{field: value for field, value in given.items() if value is not None})
+    folders = {field: variables.get(f"TRANSFINER_{field.upper()}") for field in WRITES[part]}
+    settings = Settings(**{field: value for field, value in folders.items() if value is not None})
     places = {field: str(getattr(settings, field)) for field in WRITES[part]}
     return {field: Path("/app") / place for field, place in places.items() if place}
 
@@ -357,16 +359,16 @@ def test_each_part_may_write_where_it_writes(part):
     mounts = [Path(volume.split(":")[1]) for volume in service["volumes"]]
     assert all(any(mount.is_relative_to(folder) for folder in own) for mount in mounts)
     container = next(c for pod in pods().values() for c in pod["spec"]["containers"] if c["name"] == part)
-    claimed = [Path(mount["mountPath"]) for mount in container.get("volumeMounts", ())]
-    shared = of_kind("ConfigMap")["transfiner"]["data"]
-    in_kubernetes = {**shared, **{entry["name"]: entry.get("value") for entry in container["env"]}}
+    mount_paths = [Path(mount["mountPath"]) for mount in container.get("volumeMounts", ())]
+    config = of_kind("ConfigMap")["transfiner"]["data"]
+    in_kubernetes = {**config, **{entry["name"]: entry.get("value") for entry in container["env"]}}
     in_compose = {name: value for name, value in service["environment"].items() if "$" not in value}
     for registry in ("", "/models/registry"):
         variables = {**in_compose, "TRANSFINER_REGISTRY": registry}
         for field, place in written_folders(part, variables).items():
             assert any(place.is_relative_to(folder) for folder in own), field
     for field, place in written_folders(part, in_kubernetes).items():
-        assert any(place.is_relative_to(folder) for folder in (*own, *claimed)), field
+        assert any(place.is_relative_to(folder) for folder in (*own, *mount_paths)), field
 
 
 def test_what_is_promised_outlives_containers_and_pods():
@@ -376,8 +378,8 @@ def test_what_is_promised_outlives_containers_and_pods():
     assert "queue:/data" in services["queue"]["volumes"]
     for name, place in (("api", "/promises"), ("queue", "/data")):
         container = pods()[name]["spec"]["containers"][-1]
-        (mounted,) = (mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == place)
-        assert mounted in claims_of(name)
+        (volume,) = (mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == place)
+        assert volume in claims_of(name)
     variables = {entry["name"]: entry.get("value") for entry in pods()["api"]["spec"]["containers"][-1]["env"]}
     assert variables["TRANSFINER_PROMISES_FOLDER"] == "/promises"
 
@@ -404,9 +406,9 @@ def front(settings, serve, tmp_path) -> Iterator[str]:
         f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/errors;\n"
         f"events {{ worker_connections 1024; }}\nhttp {{\n{places}{site}}}\n"
     )
-    started = ends_with_parent(signal.SIGTERM)
+    preexec = ends_with_parent(signal.SIGTERM)
     command = [program, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"), "-e", str(tmp_path / "errors")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=started) as nginx:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=preexec) as nginx:
         try:
             wait_until(lambda: nginx.poll() is not None or answers(port))
             assert nginx.poll() is None, nginx.stderr.read().decode()

@@ -36,8 +36,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "requirements", *PACKAGES):
         if (ROOT / name).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, source / name, ignore=ignored, copy_function=os.symlink)
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, source / name, ignore=ignore, copy_function=os.symlink)
         else:
             (source / name).symlink_to(ROOT / name)
     command = [sys.executable, "-m", "uv", "build", "--wheel", "--offline", "--no-build-isolation", "--python"]
@@ -92,8 +92,8 @@ def served(program: Path, environment: dict[str, str], tmp_path: Path) -> Iterat
 
 def test_the_wheel_has_all_package_data_and_nothing_is_declared_in_vain(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    for package, patterns in declared.items():
+    package_data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for package, patterns in package_data.items():
         folder = package.replace(".", "/")
         for pattern in patterns:
             assert any(fnmatch(name, f"{folder}/{pattern}") for name in names), f"no {folder}/{pattern} in the wheel"
@@ -112,8 +112,8 @@ def test_the_wheel_has_all_package_data_and_nothing_is_declared_in_vain(wheel: P
 def test_it_predicts(program: Path, environment: dict[str, str], tmp_path: Path) -> None:
     Image.new("RGB", (96, 64), "white").save(tmp_path / "photo.png")
     command = [program, "predict", "photo.png", "--device", "cpu", "--format", "overlay", "--output", "out"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
     assert list((tmp_path / "out").iterdir())
 
 

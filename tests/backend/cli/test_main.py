@@ -41,7 +41,7 @@ print(json.dumps({"heavy": heavy, "memory_mib": peak_kib / 1024}))
 def test_the_api_never_imports_torch_and_stays_small(settings):
     environment = {**os.environ, "TRANSFINER_REDIS_URL": settings.redis_url, "TRANSFINER_MODEL": str(settings.model)}
     bodies = [setup_body("http://ls:8080", "x"), predict_body(tasks(2), project="7.1795339022")]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", USE_THE_API],
         input=json.dumps(bodies),
         text=True,
@@ -50,7 +50,7 @@ def test_the_api_never_imports_torch_and_stays_small(settings):
         check=True,
         cwd=ROOT,
     )
-    facts = json.loads(done.stdout)
+    facts = json.loads(result.stdout)
     assert facts["heavy"] == []
     assert facts["memory_mib"] < 150
 
@@ -58,10 +58,10 @@ def test_the_api_never_imports_torch_and_stays_small(settings):
 def test_help_lists_the_commands_without_importing_them():
     script = "import sys; from backend.cli.main import cli; cli(['--help'], standalone_mode=False)"
     script += "; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     for name in ("serve", "api", "worker", "doctor"):
-        assert f"\n  {name} " in done.stdout
-    assert done.stdout.endswith("False\n")
+        assert f"\n  {name} " in result.stdout
+    assert result.stdout.endswith("False\n")
 
 
 @pytest.mark.parametrize(("missing", "fix"), [("torch", "make setup"), ("somepackage", "somepackage")])

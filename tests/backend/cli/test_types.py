@@ -35,17 +35,17 @@ ASK = "import sys; from backend.cli.main import main\ntry: main()\nfinally: prin
     ],
 )
 def test_wrong_words_are_refused_before_torch_is_imported(words: list[str], says: list[str], tmp_path: Path) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", ASK, *words],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert done.returncode != 0
-    assert not [part for part in says if part not in done.stderr], done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout.endswith("False\n")
+    assert result.returncode != 0
+    assert not [part for part in says if part not in result.stderr], result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout.endswith("False\n")
 
 
 def test_a_mistyped_image_is_offered_the_nearest_name(tmp_path: Path) -> None:
@@ -93,13 +93,19 @@ def test_a_command_finds_the_running_service(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.delenv("TRANSFINER_REDIS_URL", raising=False)
-    served = Settings(redis_url="redis://:secret@127.0.0.1:7000/0", port=9999, registry=str(tmp_path / "registry"))
+    settings_of_service = Settings(
+        redis_url="redis://:secret@127.0.0.1:7000/0", port=9999, registry=str(tmp_path / "registry")
+    )
     assert load_settings_of_running().redis_url == ""
-    with announced("service", served):
+    with announced("service", settings_of_service):
         path = next(state_folder().glob("*.json"))
         assert path.stat().st_mode & 0o077 == 0
         settings = load_settings_of_running()
-        assert (settings.redis_url, settings.port, settings.registry) == (served.redis_url, 9999, served.registry)
+        assert (settings.redis_url, settings.port, settings.registry) == (
+            settings_of_service.redis_url,
+            9999,
+            settings_of_service.registry,
+        )
         error = capsys.readouterr().err
         assert "http://localhost:9999/status" in error
         assert "secret" not in error

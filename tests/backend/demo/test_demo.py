@@ -121,16 +121,16 @@ def test_photographs_are_in_the_packages_and_some_of_their_labels_are_known(tmp_
     for path in copy_photographs(tmp_path):
         with Image.open(path) as picture:
             assert min(picture.size) >= 300
-    known = set(read_served_model(SHIPPED_MODEL).labels)
-    assert set(LABELS) & known
-    assert set(LABELS) - known, "the smart tools need something to do"
+    model_labels = set(read_served_model(SHIPPED_MODEL).labels)
+    assert set(LABELS) & model_labels
+    assert set(LABELS) - model_labels, "the smart tools need something to do"
 
 
 def test_scenes_are_drawn_once(tmp_path: Path) -> None:
     first = draw_scenes(tmp_path, 2)
-    written = [path.stat().st_mtime_ns for path in first]
+    times_ns = [path.stat().st_mtime_ns for path in first]
     assert draw_scenes(tmp_path, 3)[:2] == first
-    assert [path.stat().st_mtime_ns for path in first] == written
+    assert [path.stat().st_mtime_ns for path in first] == times_ns
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -195,10 +195,10 @@ def backend_url() -> Iterator[str]:
 
 
 def ready(label_studio: LabelStudioInMemory, backend_url: str, images: list[Path], version: str = "v1") -> list[str]:
-    reported: list[str] = []
+    messages: list[str] = []
     demo = DemoProject("Demo", "", scenes_config(CLASSES), version, backend_url, images)
-    prepare_project(label_studio, demo, reported.append)  # type: ignore[arg-type]
-    return reported
+    prepare_project(label_studio, demo, messages.append)  # type: ignore[arg-type]
+    return messages
 
 
 IMAGES = [Path(f"scene-{number:03d}.png") for number in range(10)]
@@ -235,8 +235,8 @@ def test_a_new_model_renames_the_backend_and_leaves_annotated_tasks_alone(backen
 
 def test_one_broken_image_is_reported_and_costs_the_others_nothing(backend_url: str) -> None:
     label_studio = LabelStudioInMemory(broken={"scene-000.png"})
-    reported = ready(label_studio, backend_url, IMAGES[:3])
-    assert reported[-1] == "1 of 3 images got no prediction: scene-000.png is damaged"
+    messages = ready(label_studio, backend_url, IMAGES[:3])
+    assert messages[-1] == "1 of 3 images got no prediction: scene-000.png is damaged"
     assert [len(task["predictions"]) for task in label_studio.tasks] == [0, 1, 1]
 
 

@@ -50,8 +50,8 @@ def test_the_steps_are_those_a_person_would_take(name: str) -> None:
     shown, truth, steps, counts = CASES[name]
     edits = corrected(*shown, truth=truth)
     assert +edits.steps == Counter(steps)
-    for what, count in counts.items():
-        assert getattr(edits, what) == count
+    for name_of_count, count in counts.items():
+        assert getattr(edits, name_of_count) == count
     assert edits.actions == sum(STEPS[step][0] * count for step, count in steps.items())
     assert edits.seconds == pytest.approx(sum(STEPS[step][1] * count for step, count in steps.items()))
 
@@ -59,9 +59,9 @@ def test_the_steps_are_those_a_person_would_take(name: str) -> None:
 def test_parts_and_sides_of_the_image_are_counted() -> None:
     at_left, beside = box(0, 20, 30, 60), box(2, 20, 30, 60)
     two = EditableObject("key", at_left.mask_hw | FAR.mask_hw, at_left.vertices_px)
-    reached = corrected(two, truth=(at_left,))
-    assert (reached.parts, reached.true_parts) == (2, 1)
-    assert (reached.border, reached.border_reached) == (1, 1)
+    edits = corrected(two, truth=(at_left,))
+    assert (edits.parts, edits.true_parts) == (2, 1)
+    assert (edits.border, edits.border_reached) == (1, 1)
     assert corrected(beside, truth=(at_left,)).border_reached == 0
 
 

@@ -71,9 +71,9 @@ def test_what_is_served_is_what_was_found(settings: Settings, workers: FakeWorke
 def test_failed_tasks_are_told_by_reason(settings: Settings, workers: FakeWorkers, serve: Serve) -> None:
     workers.start(fake={"fail": 72})
     outcome, _ = through(serve(settings), Squares())
-    (failed,) = outcome["failed"]
-    assert failed["count"] == 1
-    assert "does not like this width" in failed["reason"] or "fake model" in failed["reason"]
+    (failure,) = outcome["failed"]
+    assert failure["count"] == 1
+    assert "does not like this width" in failure["reason"] or "fake model" in failure["reason"]
     assert outcome["served"]["mask"]["AP"] < 1
     assert "without detections" in outcome["notes"][0]
 
@@ -186,13 +186,13 @@ def test_the_command_prints_one_object(settings: Settings, workers: FakeWorkers,
         )
     (tmp_path / "set.json").write_text(json.dumps(records))
     command = ["--served", url, "--coco", str(tmp_path / "set.json"), str(tmp_path)]
-    done = CliRunner().invoke(evaluate, [*command, "--json"])
-    assert done.exit_code == 0, done.output
-    outcome = json.loads(done.stdout, parse_constant=pytest.fail)  # NaN is no JSON
+    result = CliRunner().invoke(evaluate, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    outcome = json.loads(result.stdout, parse_constant=pytest.fail)  # NaN is no JSON
     assert outcome["served"]["mask"]["AP"] == pytest.approx(1)
     assert "raw" not in outcome  # without weights
     assert "served" in CliRunner().invoke(evaluate, command).stdout
     assert CliRunner().invoke(evaluate, [*command, "--card"]).exit_code == 2
     assert CliRunner().invoke(evaluate, ["--scenes", "val"]).exit_code == 2
-    nobody = CliRunner().invoke(evaluate, ["--served", "http://127.0.0.1:9", *command[2:]])
-    assert (nobody.exit_code, "does not answer" in nobody.output) == (1, True)
+    failed_result = CliRunner().invoke(evaluate, ["--served", "http://127.0.0.1:9", *command[2:]])
+    assert (failed_result.exit_code, "does not answer" in failed_result.output) == (1, True)

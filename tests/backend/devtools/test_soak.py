@@ -61,12 +61,12 @@ def test_a_busy_worker_goes_on_by_itself_when_the_queue_server_is_back(break_it)
     with ServiceHarness(is_breakable=True, predict_deadline_s="20") as stage:
         (worker,) = stage.start_workers(1, seconds=BATCH_S)
         stage.set_up_project()
-        asked = Annotators(stage, 1, 48, asks_again=False).start()
+        annotators = Annotators(stage, 1, 48, asks_again=False).start()
         wait_until(
             lambda: requests.get(f"{stage.address}/jobs?state=running", timeout=5).json()["jobs"], "A running task", 240
         )
         break_it(stage)
-        verdict = asked.wait(120).verdict(break_it.__name__)
+        verdict = annotators.wait(120).verdict(break_it.__name__)
         assert worker.poll() is None
         assert stage.living() == {worker.pid}
     assert verdict.is_good, verdict
@@ -83,8 +83,8 @@ def test_random_faults_lose_and_double_nothing():
 
 
 def test_load_measures_the_queue():
-    asked = ["--stub", "--tasks", "8", "--json"]
-    figures = json.loads(CliRunner().invoke(load, asked, catch_exceptions=False).stdout)
+    options = ["--stub", "--tasks", "8", "--json"]
+    figures = json.loads(CliRunner().invoke(load, options, catch_exceptions=False).stdout)
     assert figures["served"]["tasks a second"] > 0
     assert set(figures["memory in MiB"]) == {"api", "worker", "queue server"}
     assert figures["one at a time"]["overhead p50 in ms"] > 0
@@ -94,8 +94,8 @@ def test_load_measures_the_queue():
 @pytest.mark.slow
 def test_prompts_are_measured_beside_a_batch_that_does_not_end():
     """However few tasks are asked for."""
-    asked = ["--prompts", "1", "--tasks", "1", "--json"]
-    figures = json.loads(CliRunner().invoke(load, asked, catch_exceptions=False).stdout)
+    options = ["--prompts", "1", "--tasks", "1", "--json"]
+    figures = json.loads(CliRunner().invoke(load, options, catch_exceptions=False).stdout)
     assert figures["tasks beside"]["least"] > 0
     names = {f"{which} {share} in ms" for which in ("first", "later") for share in ("p50", "p95")}
     beside = next(value for name, value in figures.items() if name.startswith("beside"))

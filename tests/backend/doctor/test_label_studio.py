@@ -156,14 +156,14 @@ def test_the_title_and_the_webhook_s_secret_are_repaired(settings):
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_a_webhook_left_behind_is_switched_off_when_it_is_ours(settings, monkeypatch, is_ours):
     """A service of somebody else's may have such an address as well."""
-    asked = []
+    updates = []
     monkeypatch.setattr(
-        module, "is_ours", lambda backend: asked.append(backend["url"]) or (is_ours or ":9090" in backend["url"])
+        module, "is_ours", lambda backend: updates.append(backend["url"]) or (is_ours or ":9090" in backend["url"])
     )
     stray = {"id": 8, "project": 4, "url": "http://10.0.0.5:7/webhook", "headers": {}, "is_active": True}
     client = FakeClient(hooks=[HOOK, stray])
     (finding,) = (f for f in findings(settings, client) if "no connected backend" in f.detail)
-    assert "http://10.0.0.5:7" in asked
+    assert "http://10.0.0.5:7" in updates
     if finding.repair:
         finding.repair()
     assert client.changes == ([(8, {"is_active": False})] if is_ours else [])

@@ -117,14 +117,14 @@ class FakePredictor:
 
 
 def test_measuring_counts_what_is_shown() -> None:
-    measured = measure_correction_cost(FakePredictor(), [sample((0, HERE, False))], ("cat", "dog"))
-    assert measured.edits == [0.0]
-    assert measured.confidence == [pytest.approx(0.9)]
-    assert measured.certainty == [pytest.approx(0.9)]
-    assert (measured.features[0]["objects"], measured.features[0]["hidden"]) == (1, pytest.approx(0.3))
-    nothing = CorrectionCost()
-    nothing.add([], lambda shown: 0.0, 0.5)
-    assert nothing.confidence == [0.0]
+    cost = measure_correction_cost(FakePredictor(), [sample((0, HERE, False))], ("cat", "dog"))
+    assert cost.edits == [0.0]
+    assert cost.confidence == [pytest.approx(0.9)]
+    assert cost.certainty == [pytest.approx(0.9)]
+    assert (cost.features[0]["objects"], cost.features[0]["hidden"]) == (1, pytest.approx(0.3))
+    empty_cost = CorrectionCost()
+    empty_cost.add([], lambda shown: 0.0, 0.5)
+    assert empty_cost.confidence == [0.0]
 
 
 @pytest.fixture(scope="module")
@@ -145,25 +145,25 @@ def test_calibrating_and_comparing_a_model_on_a_snapshot(checkpoint: Path, tmp_p
         ]
         content.append((image, objects))
     snapshot = write_snapshot(content, tmp_path, classes=CLASSES)
-    fixed = ["--weights", str(checkpoint), "--snapshot", str(snapshot), "--device", "cpu", "--shown-from", "0.01"]
-    compared = CliRunner().invoke(cli, ["effort", "compare", *fixed, "--json"])
-    assert compared.exit_code == 0, compared.output
-    facts = json.loads(compared.stdout)
+    options = ["--weights", str(checkpoint), "--snapshot", str(snapshot), "--device", "cpu", "--shown-from", "0.01"]
+    result = CliRunner().invoke(cli, ["effort", "compare", *options, "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
     held_out = facts["images"]
     assert 20 <= held_out < 90, "the others were learned from"
     assert set(facts["orders"]) == {"expected edit", "score * (1 - uncertainty)", "mean confidence"}
-    fitted = fit(checkpoint, snapshot, 100)
-    fitted.save(checkpoint)
-    stored = load_effort(checkpoint)
-    assert stored is not None
-    assert stored.images == held_out
-    again = CliRunner().invoke(cli, ["effort", "compare", *fixed])
+    model = fit(checkpoint, snapshot, 100)
+    model.save(checkpoint)
+    effort = load_effort(checkpoint)
+    assert effort is not None
+    assert effort.images == held_out
+    again = CliRunner().invoke(cli, ["effort", "compare", *options])
     assert f"fitted on snapshot {snapshot.name[:12]}" in again.stdout
     with pytest.raises(EffortError, match="expected 20 images"):
         fit(checkpoint, snapshot, 5)
 
 
 def fit(checkpoint: Path, snapshot: Path, count: int) -> EffortModel:
-    samples, classes, name = snapshot_samples(snapshot, count, whole=False)
+    samples, classes, name = snapshot_samples(snapshot, count, with_training=False)
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu", score_threshold=0.005)
     return measure_correction_cost(predictor, samples, classes, shown_from=0.01).fit(name)

@@ -29,8 +29,8 @@ def client(learning):
     return connect(create_app(learning))
 
 
-def token(client, **how):
-    return re.search(r'name="token" value="([0-9a-f]+)"', client.get("/status", **how).text)[1]
+def token(client, **headers):
+    return re.search(r'name="token" value="([0-9a-f]+)"', client.get("/status", **headers).text)[1]
 
 
 def test_after_a_promotion_setup_and_versions_say_the_version_of_the_project(client, wishes, rounds):
@@ -105,17 +105,17 @@ def test_only_our_own_page_may_change_anything(client, form, headers, address, s
 
 
 def test_with_a_password_the_buttons_need_it_from_anywhere(learning):
-    guarded = learning.model_copy(
+    with_password = learning.model_copy(
         update={"basic_auth_user": "lead", "basic_auth_password": SecretStr("secret"), "api_token": SecretStr("abc")}
     )
-    client = create_app(guarded).test_client()
-    known = {"Authorization": "Basic " + base64.b64encode(b"lead:secret").decode()}
-    client.post("/setup", json=setup_body("http://ls:8080", "t" * 40), headers=known)
+    client = create_app(with_password).test_client()
+    headers = {"Authorization": "Basic " + base64.b64encode(b"lead:secret").decode()}
+    client.post("/setup", json=setup_body("http://ls:8080", "t" * 40), headers=headers)
     far = {"REMOTE_ADDR": "10.1.2.3"}
-    form = {"token": token(client, headers=known)}
+    form = {"token": token(client, headers=headers)}
     assert client.post(f"{PAGE}start", data=form, environ_base=far).status_code == 401
-    assert client.post(f"{PAGE}start", data={}, headers=known, environ_base=far).status_code == 403
-    assert client.post(f"{PAGE}start", data=form, headers=known, environ_base=far).status_code == 200
+    assert client.post(f"{PAGE}start", data={}, headers=headers, environ_base=far).status_code == 403
+    assert client.post(f"{PAGE}start", data=form, headers=headers, environ_base=far).status_code == 200
     bearer = {"Authorization": "Bearer abc"}
     assert client.post(f"{PAGE}cancel", headers=bearer, environ_base=far).status_code == 200
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from backend.doctor.connection import Settled
+from backend.doctor.connection import ConnectionUpdate
 from backend.learning import round as runs
 from backend.learning.steps import FINETUNE, step_command
 from backend.learning.train_worker import Learner
@@ -37,7 +37,7 @@ def test_the_real_steps_publish_a_judged_version_with_its_report(learning, redis
         }
     )
     side = SimpleNamespace(
-        count_new=lambda project, newest_at: 8, take_snapshot=take_snapshot, follow=lambda project: Settled()
+        count_new=lambda project, newest_at: 8, take_snapshot=take_snapshot, follow=lambda project: ConnectionUpdate()
     )
     learner = Learner(settings, redis, "me", side)
     run_id = learner.queue.request("7", BUTTON).run
@@ -45,9 +45,9 @@ def test_the_real_steps_publish_a_judged_version_with_its_report(learning, redis
     run = learner.store.load("7", run_id)
     assert run.reasons
     assert run.parent == "tiny-1"
-    made = registry.version("7", run.candidate)
-    assert made.classes == CLASSES, "a new class came, one went"
-    assert {"mask_ap", "boundary_ap"} <= set(made.metrics)
+    version = registry.version("7", run.candidate)
+    assert version.classes == CLASSES, "a new class came, one went"
+    assert {"mask_ap", "boundary_ap"} <= set(version.metrics)
     assert {"report.json", "MODEL_CARD.md"} <= set(registry.papers("7", run.candidate))
     directory = registry.fetch("7", run.candidate, tmp_path / "elsewhere")
     assert json.loads((directory / "metadata.json").read_text())["version"] == run.candidate

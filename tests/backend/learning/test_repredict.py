@@ -9,7 +9,7 @@ import pytest
 from backend.api.app import create_app
 from backend.doctor.connection import SAMPLING
 from backend.errors import ServiceError
-from backend.learning.label_studio import Repredictor, connect, project_of, remove_notices, settle
+from backend.learning.label_studio import Repredictor, connect, project_of, remove_notices, update_connection
 from backend.predictions.projects import Project, Projects
 from backend.queue.delivery import repredicting
 from backend.versions.resolve import ServedModel, active_version, project_name
@@ -86,11 +86,11 @@ ORDERED = ("project 7", {"sampling": SAMPLING})
 )
 def test_what_is_set_in_a_project(settings, client, made, monkeypatch):
     monkeypatch.setattr("backend.learning.label_studio.is_ours", lambda row: row["title"] != "sam")
-    settled = settle(settings, client, 7, MODEL, ["v1", "v2"])
+    update = update_connection(settings, client, 7, MODEL, ["v1", "v2"])
     assert client.made == made
-    assert settled.is_connected == bool(client.rows)
-    assert settled.title == ("v2" if made else "")
-    assert len(settled.done) == len(made)
+    assert update.is_connected == bool(client.rows)
+    assert update.title == ("v2" if made else "")
+    assert len(update.messages) == len(made)
 
 
 def test_the_title_says_why_nothing_is_outlined_and_smart_tools_are_switched_on(settings, checkpoint):
@@ -99,7 +99,7 @@ def test_the_title_says_why_nothing_is_outlined_and_smart_tools_are_switched_on(
     client.rows[0]["is_interactive"] = False
     client.hooks = []
     with_prompts = settings.model_copy(update={"prompt_model": checkpoint})
-    title = settle(with_prompts, client, 7, MODEL, ["v2"]).title
+    title = update_connection(with_prompts, client, 7, MODEL, ["v2"]).title
     assert title == (
         "Nothing outlined: v2 knows none of: balloon, kite. Smart tools work; annotate about 10, then Start Training. "
         f"{settings.status_url}"
@@ -140,11 +140,11 @@ def test_only_numbers_name_projects(key, name, learning):
 
 def test_setup_downloads_no_weights(learning, registry, tmp_path):
     """Label Studio gives it 3 s, and the registry may be far away."""
-    made = write_checkpoint(tmp_path / "made", "made", "weights")
-    registry.promote("7", registry.publish("7", made, version="new-1"))
+    checkpoint = write_checkpoint(tmp_path / "made", "made", "weights")
+    registry.promote("7", registry.publish("7", checkpoint, version="new-1"))
     client = create_app(learning).test_client()
-    said = client.post("/setup", json=setup_body("http://ls", TOKEN)).get_json()
-    assert said["model_version"] == "new-1"
+    answer = client.post("/setup", json=setup_body("http://ls", TOKEN)).get_json()
+    assert answer["model_version"] == "new-1"
     assert not list(learning.registry_cache.rglob("*.safetensors"))
 
 
@@ -163,8 +163,8 @@ class Tasks:
 def test_unlabelled_tasks_are_predicted_anew_and_pushed(learning, registry, redis, label_studio, workers, tmp_path):
     client = create_app(learning).test_client()
     client.post("/setup", json=setup_body(label_studio.url, TOKEN))
-    made = write_checkpoint(tmp_path / "made", "made", "weights")
-    registry.promote("7", registry.publish("7", made, version="new-1"))
+    checkpoint = write_checkpoint(tmp_path / "made", "made", "weights")
+    registry.promote("7", registry.publish("7", checkpoint, version="new-1"))
     project = Projects(redis).get(KEY)
     assert Repredictor(learning, redis).run(project, Tasks(), "new-1") == 2
     assert repredicting(redis, "7") == {"version": "new-1", "total": 2, "left": 2}

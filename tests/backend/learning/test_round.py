@@ -52,13 +52,13 @@ def test_a_request_becomes_a_promoted_version(learning, wishes, rounds, store, r
 def test_a_refused_candidate_leaves_the_same_file_in_service(learning, wishes, rounds, registry):
     wishes.set(new=1)
     rounds.ask()
-    served = active_directory(learning, f"{PROJECT}.1795339022")
-    before = digest(served)
+    directory = active_directory(learning, f"{PROJECT}.1795339022")
+    before = digest(directory)
     wishes.set(new=1, data="poison", promote=False, at=LATER)
     run = rounds.ask()
     assert run.state == runs.REJECTED
-    assert active_directory(learning, PROJECT) == served
-    assert digest(served) == before
+    assert active_directory(learning, PROJECT) == directory
+    assert digest(directory) == before
     assert [info.name for info in registry.versions(PROJECT) if info.status == "rejected"] == [run.candidate]
     assert "gate earlier 1 best -" in wishes.done("gate")
 

@@ -143,13 +143,13 @@ def test_tasks_become_a_set_with_what_was_corrected(tmp_path: Path) -> None:
         5: [("car", "added", 2.0)],
     }
     for task_id, rows in expected.items():
-        listed = sorted(
+        left_out = sorted(
             (a["name"], a["correction"], a["weight"]) for a in objects_of(snapshot, task_id) if not a["iscrowd"]
         )
-        assert listed == rows
-    (moved,) = objects_of(snapshot, 2)
-    assert decode_rle(moved["segmentation"]).sum() == 20 * 30
-    band_hw = decode_rle(moved["moved_band"])
+        assert left_out == rows
+    (moved_object,) = objects_of(snapshot, 2)
+    assert decode_rle(moved_object["segmentation"]).sum() == 20 * 30
+    band_hw = decode_rle(moved_object["moved_band"])
     assert band_hw[25:35, 5:25].all()
     assert not band_hw[:20].any()
     totals = report_of(snapshot)["totals"]
@@ -171,11 +171,11 @@ def test_the_order_of_tasks_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_bad_parts_cost_only_themselves(tmp_path: Path) -> None:
-    skipped = task(6, [CAR])
-    skipped["annotations"][0]["was_cancelled"] = True
+    skipped_task = task(6, [CAR])
+    skipped_task["annotations"][0]["was_cancelled"] = True
     tasks = [
         TASKS[0],
-        skipped,
+        skipped_task,
         task(7, [CAR]),
         task(8, [region("x", (1, 1, 9, 9), "bus"), region("y", (1, 1, 9, 9), points=[[0, 0]]), CAR]),
         task(9),  # nobody has annotated it
@@ -244,14 +244,14 @@ def test_annotators_may_vote(tmp_path: Path) -> None:
     votes = task(1, [CAR, CAT], [CAR], [CAR, region("c", (40, 32, 48, 39))], shown=[CAR, CAT])
     latest = frozen([votes], tmp_path / "latest")
     assert len(objects_of(latest, 1)) == 2
-    agreed = frozen([votes], tmp_path / "agreement", choice="agreement")
-    rows = sorted((a["name"], a["iscrowd"], a["correction"], a["weight"]) for a in objects_of(agreed, 1))
+    snapshot = frozen([votes], tmp_path / "agreement", choice="agreement")
+    rows = sorted((a["name"], a["iscrowd"], a["correction"], a["weight"]) for a in objects_of(snapshot, 1))
     assert rows == [("car", 0, "kept", 0.5), ("car", 1, "added", 0.0), ("cat", 1, "added", 0.0)]
-    report = report_of(agreed)
+    report = report_of(snapshot)
     assert report["totals"]["deleted"] == 0  # a disputed object was not deleted
     assert report["totals"]["seconds"] == 30.0  # all three looked at it
     assert [entry["region"] for entry in report["left_out"]] == ["b", "c"]
-    assert agreed.manifest["annotation_ids"] == [10, 11, 12]
+    assert snapshot.manifest["annotation_ids"] == [10, 11, 12]
 
 
 @pytest.mark.parametrize(
@@ -293,10 +293,10 @@ def test_a_label_config_without_outlines_is_refused(tmp_path: Path) -> None:
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     labelling = Labelling.of_config(CONFIG)
-    freeze_tasks(TASKS, labelling, fetch, tmp_path, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(n, 5) for n in range(1, 6)]
+    freeze_tasks(TASKS, labelling, fetch, tmp_path, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(n, 5) for n in range(1, 6)]
 
 
 # The command

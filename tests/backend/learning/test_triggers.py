@@ -51,10 +51,10 @@ def test_new_annotations_are_counted_by_time(client, newest, expected):
 def test_only_tasks_that_changed_are_read():
     client = Client()
     count_new_annotations(client, 7, NEWEST)
-    asked = json.loads(client.queries[0])["filters"]
-    assert asked["conjunction"] == "or"
-    assert {item["filter"] for item in asked["items"]} == {"filter:tasks:updated_at", "filter:tasks:completed_at"}
-    assert asked["items"][0]["value"] == "2026-03-01T09:55:00.000Z"
+    filters = json.loads(client.queries[0])["filters"]
+    assert filters["conjunction"] == "or"
+    assert {item["filter"] for item in filters["items"]} == {"filter:tasks:updated_at", "filter:tasks:completed_at"}
+    assert filters["items"][0]["value"] == "2026-03-01T09:55:00.000Z"
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_start_training_queues_one_round_and_says_so(client, queue, redis):
     first = client.post("/webhook", json=start_training()).get_json()
     assert first["status"] == "queued"
     assert "worker --queues train" in first["message"], "nobody takes it now"
-    doubled = client.post("/webhook", json=start_training()).get_json()
-    assert (doubled["status"], doubled["job"]) == ("folded in", first["job"])
+    second_answer = client.post("/webhook", json=start_training()).get_json()
+    assert (second_answer["status"], second_answer["job"]) == ("folded in", first["job"])
     assert queue.current(PROJECT)["trigger"] == BUTTON
     assert redis.llen(TRAININGS) == 1
 

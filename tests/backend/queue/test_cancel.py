@@ -19,11 +19,11 @@ SEVEN, NINE = "7.1795339022", "9.1"
 @pytest.fixture
 def address(settings, serve, workers, label_studio) -> str:
     workers.end()
-    where = serve(settings)
+    url = serve(settings)
     for project in (SEVEN, NINE):
         body = setup_body(label_studio.url, TOKEN, project=project)
-        assert requests.post(f"{where}/setup", json=body, timeout=20).status_code == 200
-    return where
+        assert requests.post(f"{url}/setup", json=body, timeout=20).status_code == 200
+    return url
 
 
 def ask(address: str, project: str, count: int = 3) -> dict:
@@ -42,19 +42,19 @@ def form(address: str, **fields: str) -> dict[str, str]:
 
 def test_one_projects_waiting_tasks_end_and_the_others_stay(address, workers):
     with ThreadPoolExecutor(2) as pool:
-        cancelled, kept = pool.submit(ask, address, SEVEN), pool.submit(ask, address, NINE)
+        cancelled_answer, other_answer = pool.submit(ask, address, SEVEN), pool.submit(ask, address, NINE)
         wait_until(lambda: waiting(address) == 6)
         page = requests.get(f"{address}/status", timeout=20).text
         assert page.count("Cancel them") == 2
         assert "Cancel the 6 waiting tasks?" in page
-        said = requests.post(f"{address}/jobs/cancel", data=form(address, project="7"), timeout=20).json()
-        assert said == {"status": "cancelled", "tasks": 3}
-        answer = cancelled.result()
+        outcome = requests.post(f"{address}/jobs/cancel", data=form(address, project="7"), timeout=20).json()
+        assert outcome == {"status": "cancelled", "tasks": 3}
+        answer = cancelled_answer.result()
         assert answer["results"] == [[], [], []]
         assert "Cancelled" in str(answer["errors"][0])
         assert waiting(address) == 3
         workers.start(fake={"seconds": 0.01})
-        assert len(kept.result()["results"]) == 3
+        assert len(other_answer.result()["results"]) == 3
     assert len(ask(address, SEVEN)["results"][0]["result"]) > 0
 
 
@@ -72,14 +72,14 @@ def test_deferred_tasks_are_not_pushed_after_cancelling(settings, serve, workers
 
 def test_one_task_by_its_job_and_only_by_our_own_page(address):
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(ask, address, SEVEN, 1)
+        answer_of_prediction = pool.submit(ask, address, SEVEN, 1)
         wait_until(lambda: waiting(address) == 1)
         job = requests.get(f"{address}/jobs?state=queued", timeout=20).json()["jobs"][0]["job"]
-        where = f"{address}/jobs/{job}/cancel"
-        assert requests.post(where, timeout=20).status_code == 403
+        url = f"{address}/jobs/{job}/cancel"
+        assert requests.post(url, timeout=20).status_code == 403
         assert requests.post(f"{address}/jobs/cancel", timeout=20).status_code == 403
-        assert requests.post(where, data=form(address), timeout=20).status_code == 200
-        assert asked.result()["results"] == [[]]
-        again = requests.post(where, data=form(address), timeout=20)
+        assert requests.post(url, data=form(address), timeout=20).status_code == 200
+        assert answer_of_prediction.result()["results"] == [[]]
+        again = requests.post(url, data=form(address), timeout=20)
         assert again.status_code == 404
         assert "No job" in again.json()["error"]

@@ -13,9 +13,9 @@ pytestmark = pytest.mark.service
 
 def test_each_request_hears_of_its_own_tasks_over_one_subscription(redis):
     news = CompletionListener(redis)
-    subscribed = redis.pubsub_numsub(FINISHED_CHANNEL)[0][1]
+    subscriber_count = redis.pubsub_numsub(FINISHED_CHANNEL)[0][1]
     with news.about(["a", "b"]) as first, news.about(["b"]) as second:
-        assert redis.pubsub_numsub(FINISHED_CHANNEL)[0][1] <= subscribed + 1
+        assert redis.pubsub_numsub(FINISHED_CHANNEL)[0][1] <= subscriber_count + 1
         for job_id in ("c", "b", "a"):
             redis.publish(FINISHED_CHANNEL, job_id)
         assert second.take(20) == {"b"}

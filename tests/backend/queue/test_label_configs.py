@@ -6,7 +6,7 @@ import pytest
 
 from backend.queue import keys
 from backend.queue.job_queue import JobQueue, PredictionJob
-from backend.queue.job_store import MOST_KEPT, JobOutcome, LabelConfigs, config_digest
+from backend.queue.job_store import CACHE_SIZE, JobOutcome, LabelConfigs, config_digest
 from backend.queue.recovery import Heartbeat
 from backend.worker.main import Batcher
 from tests.support.service import CONFIG, finish
@@ -22,12 +22,12 @@ def jobs(count: int, label_config: str = CONFIG) -> list[PredictionJob]:
 
 def test_jobs_name_their_label_config_and_workers_get_its_text(settings, redis):
     queue = JobQueue(redis, settings)
-    asked = jobs(3)
-    queue.submit(asked)
-    (stored,) = redis.keys(f"{keys.CONFIG}*")
-    assert redis.get(stored).decode() == CONFIG
-    assert redis.ttl(stored) > 24 * 3600, "it outlives every task that waits"
-    assert all(CONFIG not in str(redis.hgetall(keys.TASK + job.id)) for job in asked)
+    waiting_jobs = jobs(3)
+    queue.submit(waiting_jobs)
+    (config_key,) = redis.keys(f"{keys.CONFIG}*")
+    assert redis.get(config_key).decode() == CONFIG
+    assert redis.ttl(config_key) > 24 * 3600, "it outlives every task that waits"
+    assert all(CONFIG not in str(redis.hgetall(keys.TASK + job.id)) for job in waiting_jobs)
     batch = Batcher(JobQueue(redis, settings), Heartbeat(redis, "w", lost_after_s=60), settings).first()
     assert batch is not None
     assert [job.label_config for job in batch.jobs.values()] == [CONFIG] * 3
@@ -56,12 +56,12 @@ def test_a_forgotten_label_config_is_empty(settings, redis):
 
 def test_a_worker_keeps_the_last_label_configs_only(settings, redis):
     configs = LabelConfigs(redis)
-    xmls = [f"{CONFIG}<!-- {number} -->" for number in range(MOST_KEPT + 3)]
+    xmls = [f"{CONFIG}<!-- {number} -->" for number in range(CACHE_SIZE + 3)]
     with redis.pipeline() as pipe:
         configs.store(xmls, pipe)
         pipe.execute()
     assert [configs.read(config_digest(xml)) for xml in xmls] == xmls
-    assert len(configs._kept) == MOST_KEPT
+    assert len(configs._cache) == CACHE_SIZE
 
 
 def test_label_configs_are_counted(settings, redis, monkeypatch):
@@ -70,6 +70,6 @@ def test_label_configs_are_counted(settings, redis, monkeypatch):
     queue = JobQueue(redis, settings)
     for number in range(9):
         queue.submit(jobs(1, f"{CONFIG}<!-- {number % 8} -->"))
-    kept = {redis.get(key).decode()[len(CONFIG) :] for key in redis.keys(f"{keys.CONFIG}*")}
-    assert kept == {f"<!-- {number} -->" for number in (0, 4, 5, 6, 7)}, "those that were used last"
+    digests = {redis.get(key).decode()[len(CONFIG) :] for key in redis.keys(f"{keys.CONFIG}*")}
+    assert digests == {f"<!-- {number} -->" for number in (0, 4, 5, 6, 7)}, "those that were used last"
     assert redis.zcard(keys.CONFIGS) == 5

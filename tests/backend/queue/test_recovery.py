@@ -62,14 +62,14 @@ def test_a_task_that_kills_its_worker_twice_is_parked_and_the_others_are_done(se
         workers.add(max_batch=4, fake={"crash": 24})
         body = answer.result()
     assert [bool(item) for item in body["results"]] == [True, True, False]
-    parked = in_state(address, "parked")
-    assert [row["task"] for row in parked] == ["9"]
+    parked_jobs = in_state(address, "parked")
+    assert [row["task"] for row in parked_jobs] == ["9"]
     assert "2 attempts" in body["errors"][0]["error"]
     assert "retry" in body["errors"][0]["hint"]
     # Asked again it is not run again, until somebody says so.
     assert ask(address, predict_body([killer]))["results"] == [[]]
     workers.start(max_batch=4)
-    assert requests.post(f"{address}/jobs/{parked[0]['job']}/retry", timeout=20).status_code == 200
+    assert requests.post(f"{address}/jobs/{parked_jobs[0]['job']}/retry", timeout=20).status_code == 200
     wait_until(lambda: len(in_state(address, "done")) == 3)
 
 
@@ -125,9 +125,9 @@ def test_a_queue_server_that_restarts_costs_no_task(checkpoint, serve, workers, 
             process.wait()
             health = requests.get(f"{address}/health", timeout=5)
             assert health.json()["status"] == "UP"
-            failed = requests.post(f"{address}/predict", json=predict_body(tasks(1)), timeout=20)
-            assert failed.status_code == 503
-            assert "queue server" in failed.json()["error"]
+            answer = requests.post(f"{address}/predict", json=predict_body(tasks(1)), timeout=20)
+            assert answer.status_code == 503
+            assert "queue server" in answer.json()["error"]
             process = start()
             wait_until(lambda: living_workers(connection))
             connection.set("kept", "1")

@@ -217,7 +217,7 @@ def test_the_loop_waits_out_whatever_the_queue_server_does(queue, redis, monkeyp
             raise failures.pop()
         return False
 
-    serve_queue(work, redis, NeverStops(), burst=True, connected=lambda: connections.append(1))  # type: ignore[arg-type]
+    serve_queue(work, redis, NeverStops(), burst=True, on_connect=lambda: connections.append(1))  # type: ignore[arg-type]
     assert len(connections) == 3
 
 

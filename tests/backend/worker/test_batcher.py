@@ -50,14 +50,14 @@ def numbers(batch: Any) -> list[int]:
 
 
 def test_batches_come_in_order_with_all_that_a_worker_needs(queue, taking, redis):
-    asked = jobs(5)
-    queue.submit(asked)
+    waiting_jobs = jobs(5)
+    queue.submit(waiting_jobs)
     begun = taking.first()
-    assert list(begun.jobs.values()) == asked[:3]
+    assert list(begun.jobs.values()) == waiting_jobs[:3]
     assert numbers(taking.next()) == [4, 5]
     assert taking.next() is None
-    assert redis.smembers(RUNNING + NAME) == {job.id.encode() for job in asked}
-    assert states(queue, [job.id for job in asked]) == ["running"] * 5
+    assert redis.smembers(RUNNING + NAME) == {job.id.encode() for job in waiting_jobs}
+    assert states(queue, [job.id for job in waiting_jobs]) == ["running"] * 5
 
 
 def test_an_interactive_worker_has_the_interactive_tasks_for_itself(queue, taking, settings, redis):
@@ -86,14 +86,14 @@ def test_interactive_tasks_stay_alone(queue, taking):
 
 def test_what_was_there_when_a_worker_died_runs_alone(queue, taking, redis):
     """The killer of a batch is found by running each of its tasks with nothing beside it."""
-    asked = jobs(4)
-    queue.submit(asked[1:2])
+    waiting_jobs = jobs(4)
+    queue.submit(waiting_jobs[1:2])
     redis.sadd(WORKERS, "dead")
     assert numbers(Batcher(queue, Heartbeat(redis, "dead", lost_after_s=60), taking.limits).next()) == [2]
-    assert OrphanSearch(queue).run() == [asked[1].id]
-    queue.submit(asked)
+    assert OrphanSearch(queue).run() == [waiting_jobs[1].id]
+    queue.submit(waiting_jobs)
     redis.lpop(PREDICT_LANE)
-    redis.linsert(PREDICT_LANE, "AFTER", asked[0].id, asked[1].id)
+    redis.linsert(PREDICT_LANE, "AFTER", waiting_jobs[0].id, waiting_jobs[1].id)
     begun = taking.first()
     assert (numbers(begun), begun.is_alone) == ([1], False)
     assert taking.ahead() is None, "a suspect is not even prepared beside another batch"
@@ -112,16 +112,16 @@ def test_nothing_is_taken_ahead_that_another_worker_could_run_now(queue, taking,
 
 
 def test_what_has_ended_or_is_forgotten_is_left_out(queue, taking, redis):
-    asked = jobs(3)
-    queue.submit(asked)
-    finish(queue, asked[0].id, JobOutcome(prediction={"result": []}))
-    redis.delete(TASK + asked[2].id)
+    waiting_jobs = jobs(3)
+    queue.submit(waiting_jobs)
+    finish(queue, waiting_jobs[0].id, JobOutcome(prediction={"result": []}))
+    redis.delete(TASK + waiting_jobs[2].id)
     assert numbers(taking.first()) == [2]
-    assert states(queue, [asked[0].id]) == [DONE]
+    assert states(queue, [waiting_jobs[0].id]) == [DONE]
 
 
 @pytest.mark.parametrize(
-    ("leaves", "deferred", "second_asker", "is_taken"),
+    ("leaves", "deferred", "second_requester", "is_taken"),
     [
         pytest.param(False, False, False, True, id="somebody waits"),
         pytest.param(True, False, False, False, id="nobody waits"),
@@ -129,20 +129,20 @@ def test_what_has_ended_or_is_forgotten_is_left_out(queue, taking, redis):
         pytest.param(True, False, True, True, id="one of two has left"),
     ],
 )
-def test_abandoned_work_is_dropped(queue, taking, redis, leaves, deferred, second_asker, is_taken):
-    asked, asker = jobs(1), Requester()
-    queue.submit(asked, asker=asker)
-    if second_asker:
-        queue.submit(asked, asker=Requester())
+def test_abandoned_work_is_dropped(queue, taking, redis, leaves, deferred, second_requester, is_taken):
+    waiting_jobs, requester = jobs(1), Requester()
+    queue.submit(waiting_jobs, requester=requester)
+    if second_requester:
+        queue.submit(waiting_jobs, requester=Requester())
     if deferred:
-        redis.hset(DEFERRED, asked[0].id, json.dumps({"project": "7.1", "task": 1}))
+        redis.hset(DEFERRED, waiting_jobs[0].id, json.dumps({"project": "7.1", "task": 1}))
     if leaves:
-        queue.leave(asker)
+        queue.leave(requester)
     assert numbers(taking.first()) == ([1] if is_taken else [])
     assert int(redis.hget(STATS, "tasks_dropped") or 0) == (0 if is_taken else 1)
     # Whoever asks again finds nothing in the way.
-    assert bool(states(queue, [asked[0].id])[0]) == is_taken
-    queue.submit(asked)
+    assert bool(states(queue, [waiting_jobs[0].id])[0]) == is_taken
+    queue.submit(waiting_jobs)
     assert queue.depth()["predict"] == (0 if is_taken else 1)
 
 

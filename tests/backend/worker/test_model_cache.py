@@ -71,8 +71,8 @@ def loader() -> Loader:
 
 
 def models(folder: Path, loader: Loader, *, mib: float = 250) -> WarmModels:
-    pinned = f"2={folder / 'b'}, 3={folder / 'c'}"
-    return WarmModels(Settings(model=folder / "a", project_models=pinned, warm_models_mib=mib), loader)
+    project_models = f"2={folder / 'b'}, 3={folder / 'c'}"
+    return WarmModels(Settings(model=folder / "a", project_models=project_models, warm_models_mib=mib), loader)
 
 
 def used(warm: WarmModels, project: str, version: str) -> None:
@@ -146,10 +146,10 @@ def test_no_memory_for_another_model_drops_the_others(folder, loader):
 
 def test_a_model_replaced_while_it_is_loaded_is_not_mistaken(folder, loader):
     warm = models(folder, loader)
-    served = warm.find("2.5", "b-1")
+    model = warm.find("2.5", "b-1")
     write(folder / "b", "b-2")
     with pytest.raises(TaskError, match="'b-1' -> 'b-2'"):
-        warm.predictor(served)
+        warm.predictor(model)
 
 
 def test_the_spare_is_on_the_cpu_and_counts(folder, loader):
@@ -177,9 +177,9 @@ def test_wrong_pairs_are_refused(text):
 
 def test_two_projects_with_two_models_through_one_worker(settings, serve, workers, redis, folder, label_studio):
     """Over HTTP and the queue: each project's answer carries its own version."""
-    pinned = f"2={folder / 'b'}"
-    workers.start(project_models=pinned, max_batch=8, max_wait_ms=300)
-    address = serve(settings.model_copy(update={"project_models": pinned}))
+    project_models = f"2={folder / 'b'}"
+    workers.start(project_models=project_models, max_batch=8, max_wait_ms=300)
+    address = serve(settings.model_copy(update={"project_models": project_models}))
     for project in ("1.5", "2.5"):
         body = setup_body("", "", project=project)
         requests.post(f"{address}/setup", json=body, timeout=20)

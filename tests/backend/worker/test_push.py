@@ -225,11 +225,11 @@ def test_a_worker_frozen_while_it_pushes_stores_nothing_twice(settings, redis, f
     first = Pusher(queue, settings, "first", connect=lambda *_: client)
     second = Pusher(queue, settings, "second", connect=lambda *_: client)
     if frozen == "before the check":
-        connected = first._client
+        client_of = first._client
 
         def late_client(project: Project):
             take_over()
-            return connected(project)
+            return client_of(project)
 
         first._client = late_client  # type: ignore[method-assign]
     first.push_ready()

@@ -92,7 +92,7 @@ class OneModel:
 def run(
     model: Model, images: dict[str, Any], *, spare: Model | None = None, tiling: Tiling | None = None
 ) -> dict[str, JobOutcome]:
-    ended: dict[str, JobOutcome] = {}
+    outcomes: dict[str, JobOutcome] = {}
 
     def fetch(job: PredictionJob, key: str) -> np.ndarray:
         image = images[job.image]
@@ -101,15 +101,15 @@ def run(
         return image
 
     def done(batch: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
-        ended.update({job_id: job.outcome for job_id, job in batch.items()})
+        outcomes.update({job_id: job.outcome for job_id, job in batch.items()})
         assert set(stages_s) == {"images", "model", "regions"}
         assert all(job.facts["seconds"] >= 0 for job in batch.values())
 
     runner = TaskRunner(OneModel(model, spare), fetch, done, tiling=tiling, tile_batch=2)
     jobs = {name: PredictionJob("1.1", {"id": 1, "data": {"image": name}}, name, CONFIG, "v1") for name in images}
     runner.write(runner.predict(jobs, runner.fetcher.begin(jobs)))
-    assert list(ended) == list(jobs)
-    return ended
+    assert list(outcomes) == list(jobs)
+    return outcomes
 
 
 def notes(outcome: JobOutcome) -> list[str]:
@@ -143,18 +143,18 @@ def test_one_bad_task_fails_alone(bad, says):
 
 
 def test_a_worker_of_prompts_alone_refuses_whole_images():
-    ended: dict[str, JobOutcome] = {}
+    outcomes: dict[str, JobOutcome] = {}
     prompts = PromptRunner(Settings(device="cpu"))
     runner = TaskRunner(
         None,
         lambda job, key: image(32),
-        lambda batch, stages_s: ended.update({job_id: job.outcome for job_id, job in batch.items()}),
+        lambda batch, stages_s: outcomes.update({job_id: job.outcome for job_id, job in batch.items()}),
         prompts=prompts,
     )
     jobs = {"a": PredictionJob("1.1", {"id": 1, "data": {"image": "a"}}, "a", CONFIG, "v1")}
     runner.write(runner.predict(jobs, runner.fetcher.begin(jobs)))
-    assert "a whole image of project '1.1'" in ended["a"].error
-    assert runner.loaded is prompts
+    assert "a whole image of project '1.1'" in outcomes["a"].error
+    assert runner.warm_models is prompts
     with pytest.raises(ValueError, match="neither"):
         TaskRunner(None, lambda job, key: image(32), lambda batch, stages_s: None)
 

@@ -49,8 +49,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def run(store: Path, *arguments: object) -> Result:
-    fixed = ["--model", "small", "--store", str(store), "--device", "cpu", "--score-threshold", "0"]
-    return CliRunner().invoke(predict, [*fixed, *[str(argument) for argument in arguments]])
+    options = ["--model", "small", "--store", str(store), "--device", "cpu", "--score-threshold", "0"]
+    return CliRunner().invoke(predict, [*options, *[str(argument) for argument in arguments]])
 
 
 def test_coco_results_go_to_standard_output(store: Path, pictures: list[Path]) -> None:
@@ -118,8 +118,8 @@ def test_label_studio_tasks_follow_a_given_config(store: Path, pictures: list[Pa
         '<View><Image name="img" value="$photo"/><RectangleLabels name="box" toName="img">'
         '<Label value="Leaf"/><Label value="gear"/></RectangleLabels></View>'
     )
-    how = ["--format", "label-studio", "--image-prefix", "https://host/", "--label-config", config]
-    result = run(store, pictures[0], *how)
+    options = ["--format", "label-studio", "--image-prefix", "https://host/", "--label-config", config]
+    result = run(store, pictures[0], *options)
     [task] = json.loads(result.stdout)
     assert task["data"] == {"photo": f"https://host{pictures[0]}"}
     assert {region["type"] for region in task["predictions"][0]["result"]} <= {"rectanglelabels"}
@@ -127,10 +127,10 @@ def test_label_studio_tasks_follow_a_given_config(store: Path, pictures: list[Pa
 
 def test_overlays_are_pictures_of_the_same_size(store: Path, pictures: list[Path], tmp_path: Path) -> None:
     result = run(store, *pictures, "--format", "overlay", "--output", tmp_path / "out", "--json")
-    written = [Path(name) for name in json.loads(result.stdout)]
-    assert [file.name for file in written] == ["000000000042.png", "turned.png"]
+    paths = [Path(name) for name in json.loads(result.stdout)]
+    assert [file.name for file in paths] == ["000000000042.png", "turned.png"]
     sizes = []
-    for file in written:
+    for file in paths:
         with Image.open(file) as image:
             sizes.append(image.size)
     assert sizes == [(100, 60), (60, 100)]

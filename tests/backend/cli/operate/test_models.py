@@ -94,8 +94,8 @@ def test_the_shipped_weights_are_small() -> None:
 
 
 def test_fetch_records_where_the_file_came_from_and_its_digest(store: Path, files: Path, address: str) -> None:
-    shown = run("show", "R50-FPN-3x", "--store", store, "--json")
-    facts = json.loads(shown.stdout)
+    result = run("show", "R50-FPN-3x", "--store", store, "--json")
+    facts = json.loads(result.stdout)
     assert facts["classes"] == ["cat", "dog"]
     assert facts["source"]["url"] == f"{address}/output.pth"
     assert facts["source"]["sha256"] == file_digest(files / "output.pth")
@@ -104,14 +104,14 @@ def test_fetch_records_where_the_file_came_from_and_its_digest(store: Path, file
 
 
 def test_list_shows_what_is_stored_and_what_can_be_fetched(store: Path) -> None:
-    listed = json.loads(run("list", "--store", store, "--json").stdout)
-    mine = [entry for entry in listed["stored"] if entry["directory"] == str(store / "R50-FPN-3x")]
+    outcome = json.loads(run("list", "--store", store, "--json").stdout)
+    mine = [entry for entry in outcome["stored"] if entry["directory"] == str(store / "R50-FPN-3x")]
     assert [entry["classes"] for entry in mine] == [["cat", "dog"]]
-    assert len(listed["released"]) == 8
+    assert len(outcome["released"]) == 8
     text = run("list", "--store", store).stdout
     assert "R50-FPN-3x" in text
-    (released,) = (line for line in text.splitlines() if line.startswith("Swin-B-FPN-3x"))
-    assert "COCO val mask AP 45.5" in released
+    (release_line,) = (line for line in text.splitlines() if line.startswith("Swin-B-FPN-3x"))
+    assert "COCO val mask AP 45.5" in release_line
 
 
 def test_show_prints_the_metadata_for_people(store: Path) -> None:
@@ -120,13 +120,13 @@ def test_show_prints_the_metadata_for_people(store: Path) -> None:
 
 
 def test_show_notices_changed_weights(store: Path, tmp_path: Path) -> None:
-    changed = tmp_path / "changed"
-    changed.mkdir()
+    copy = tmp_path / "changed"
+    copy.mkdir()
     for file in (store / "R50-FPN-3x").iterdir():
         if file.name != WEIGHTS_FILE:
-            (changed / file.name).write_bytes(file.read_bytes())
-    (changed / WEIGHTS_FILE).write_bytes(b"other")
-    result = run("show", changed)
+            (copy / file.name).write_bytes(file.read_bytes())
+    (copy / WEIGHTS_FILE).write_bytes(b"other")
+    result = run("show", copy)
     assert result.exit_code == 1
     assert "the file is incomplete or was changed" in result.stderr
 
@@ -134,8 +134,8 @@ def test_show_notices_changed_weights(store: Path, tmp_path: Path) -> None:
 def test_a_broken_checkpoint_is_listed_with_its_problem(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "metadata.json").write_text("{")
-    [stored] = [entry for entry in stored_models(tmp_path) if entry.directory.parent == tmp_path]
-    assert "is not JSON" in stored.problem
+    [model] = [entry for entry in stored_models(tmp_path) if entry.directory.parent == tmp_path]
+    assert "is not JSON" in model.problem
 
 
 FAILURES = [
@@ -158,8 +158,8 @@ FAILURES = [
 def test_failures_are_one_message_and_exit_code_1(
     files: Path, address: str, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    filled = [argument.format(files=files, address=address) for argument in arguments]
-    result = run(*filled, "--store", tmp_path)
+    command = [argument.format(files=files, address=address) for argument in arguments]
+    result = run(*command, "--store", tmp_path)
     assert result.exit_code == 1, result.output
     assert result.stderr.count("Error: ") == 1
     assert message in result.stderr

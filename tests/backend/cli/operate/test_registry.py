@@ -87,9 +87,9 @@ def test_list_tells_what_is_active(root: Path) -> None:
     text = run("models", "list", "--project", 12).stdout
     assert "bad-1 is active" in text
     assert "* bad-1" in text
-    listed = json.loads(run("models", "list", "--registry", root, "--json").stdout)
-    assert listed["projects"]["12"]["active"] == "bad-1"
-    assert [version["name"] for version in listed["projects"]["12"]["versions"]] == ["bad-1", "bad-2", "good-3"]
+    outcome = json.loads(run("models", "list", "--registry", root, "--json").stdout)
+    assert outcome["projects"]["12"]["active"] == "bad-1"
+    assert [version["name"] for version in outcome["projects"]["12"]["versions"]] == ["bad-1", "bad-2", "good-3"]
     assert "No projects" in run("models", "list", "--registry", root / "none").stdout
 
 
@@ -100,9 +100,9 @@ def test_gate_promotes_what_is_better_and_keeps_the_report(root: Path, tmp_path:
     assert registry.active("12") == "good-3"
     assert registry.version("12", "good-3").metrics == {"mask_ap": 1.0, "boundary_ap": 1.0}
     assert "pictures/before_after.jpg" in registry.papers("12", "good-3")
-    shown = run("models", "show", "good-3", "--project", 12, "--papers", tmp_path / "papers").stdout
-    assert "status: promoted" in shown
-    assert "- better than the incumbent: mask AP +100.0 points" in shown
+    text = run("models", "show", "good-3", "--project", 12, "--papers", tmp_path / "papers").stdout
+    assert "status: promoted" in text
+    assert "- better than the incumbent: mask AP +100.0 points" in text
     assert (tmp_path / "papers" / "pictures" / "before_after.jpg").read_bytes().startswith(b"\xff\xd8")
     assert json.loads(run("models", "show", "good-3", "--project", 12, "--json").stdout)["report"]["promote"]
 
@@ -119,12 +119,12 @@ def test_gate_refuses_with_exit_code_3_and_the_rejected_stays_with_its_report(ro
 
 
 def test_gate_judges_directories_without_a_registry(tmp_path: Path, root: Path) -> None:
-    given = ("--holdout", tmp_path / "snapshot", "--out", tmp_path / "report")
-    run("gate", tmp_path / "good-3", "--incumbent", tmp_path / "bad-1", *given, "--rule", "min_images", 5)
+    options = ("--holdout", tmp_path / "snapshot", "--out", tmp_path / "report")
+    run("gate", tmp_path / "good-3", "--incumbent", tmp_path / "bad-1", *options, "--rule", "min_images", 5)
     assert (tmp_path / "report" / "pictures" / "before_after.jpg").is_file()
     verdict = json.loads((tmp_path / "report" / "report.json").read_text())
     assert verdict["figures"]["rules"]["min_images"] == 5
-    run("gate", tmp_path / "bad-1", "--incumbent", tmp_path / "good-3", *given, fails=3)
+    run("gate", tmp_path / "bad-1", "--incumbent", tmp_path / "good-3", *options, fails=3)
 
 
 def test_compare_changes_nothing(root: Path) -> None:

@@ -99,11 +99,11 @@ class Serving:
 
 @pytest.fixture(scope="module")
 def serving() -> Iterator[Serving]:
-    started = Serving()
+    service = Serving()
     try:
-        yield started
+        yield service
     finally:
-        started.end()
+        service.end()
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +143,8 @@ def drawn(region: dict) -> np.ndarray:
 
 def test_polygons_are_the_model_s_own_masks(serving, model):
     images = [scene(seed) for seed in (900_001, 900_002, 900_003)]
-    asked = body([task(n, image) for n, image in enumerate(images)], model.labels)
-    answer = requests.post(f"{serving.address}/predict", json=asked, timeout=700).json()
+    request = body([task(n, image) for n, image in enumerate(images)], model.labels)
+    answer = requests.post(f"{serving.address}/predict", json=request, timeout=700).json()
     assert "errors" not in answer
     expected = model(images)
     assert sum(len(instances) for instances in expected) > 0
@@ -170,7 +170,7 @@ def test_parallel_requests_are_all_answered(serving, model):
     bodies = [body([task(100 + n, scene(910_000 + n))], model.labels) for n in range(4)]
     with ThreadPoolExecutor(4) as pool:
         answers = pool.map(
-            lambda asked: requests.post(f"{serving.address}/predict", json=asked, timeout=700).json(), bodies
+            lambda request: requests.post(f"{serving.address}/predict", json=request, timeout=700).json(), bodies
         )
         assert [len(answer["results"]) for answer in answers] == [1, 1, 1, 1]
 
@@ -182,9 +182,9 @@ def test_prompts_are_answered_by_a_worker_of_their_own(serving):
     def worker_of_a_prompt() -> str:
         place = {"x": next(boxes), "y": 20, "width": 50, "height": 50, "rectanglelabels": ["thing"]}
         regions = [{"id": "b", "type": "rectanglelabels", "value": place}]
-        asked = body([task(300, scene(930_000))], ("thing",))
-        asked["params"]["context"] = {"result": regions}
-        (prediction,) = requests.post(f"{serving.address}/predict", json=asked, timeout=700).json()["results"]
+        request = body([task(300, scene(930_000))], ("thing",))
+        request["params"]["context"] = {"result": regions}
+        (prediction,) = requests.post(f"{serving.address}/predict", json=request, timeout=700).json()["results"]
         assert [region["value"]["polygonlabels"] for region in prediction["result"]] == [["thing"]]
         return str(requests.get(f"{serving.address}/jobs", timeout=20).json()["jobs"][0]["worker"])
 
@@ -205,8 +205,8 @@ def test_a_killed_worker_comes_back_and_the_task_with_it(serving, model):
     before = {pid for pid, command in serving.descendants().items() if command.rstrip().endswith("worker")}
     assert len(before) == 1
     os.kill(before.pop(), signal.SIGKILL)
-    asked = body([task(200, scene(920_000))], model.labels)
-    answer = requests.post(f"{serving.address}/predict", json=asked, timeout=700).json()
+    request = body([task(200, scene(920_000))], model.labels)
+    answer = requests.post(f"{serving.address}/predict", json=request, timeout=700).json()
     assert len(answer["results"]) == 1
     wait_until(lambda: requests.get(f"{serving.address}/ready", timeout=10).status_code == 200)
 
@@ -223,13 +223,13 @@ def test_sigterm_ends_the_whole_tree():
 
 def test_a_taken_port_is_one_clear_sentence(serving):
     port = serving.address.rpartition(":")[2]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "backend.cli", "serve", "--port", port, "--model", str(MODEL)],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
-    assert f"Cannot listen on 127.0.0.1:{port}" in done.stderr
-    assert "--port" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert result.returncode == 1
+    assert f"Cannot listen on 127.0.0.1:{port}" in result.stderr
+    assert "--port" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -25,10 +25,10 @@ def test_help_lists_every_table_and_measure() -> None:
 def test_a_dry_run_plans_without_data(tmp_path: Path) -> None:
     code, text = run("1", "--data", str(tmp_path), "--dry-run", "--json")
     assert code == 0, text
-    planned = json.loads(text)
-    assert planned["table"] == 1
-    assert planned["rows"][0]["iterations"] > 0
-    assert len(planned["data"]["missing"]) == 4
+    plan = json.loads(text)
+    assert plan["table"] == 1
+    assert plan["rows"][0]["iterations"] > 0
+    assert len(plan["data"]["missing"]) == 4
 
 
 def test_missing_data_is_named_with_the_ways_out(tmp_path: Path) -> None:

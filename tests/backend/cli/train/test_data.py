@@ -91,8 +91,8 @@ def test_a_repaired_copy_of_an_export_is_clean(tmp_path: Path) -> None:
 
 
 def test_an_outline_of_a_turned_picture_is_left_out(tmp_path: Path) -> None:
-    written = write_set("label-studio", tmp_path)
-    Image.fromarray(np.rot90(pixels(0)).copy()).save(written.pictures[0])
+    folder = write_set("label-studio", tmp_path)
+    Image.fromarray(np.rot90(pixels(0)).copy()).save(folder.pictures[0])
     answer = check(tmp_path)
     assert answer.exit_code == 1
     assert "drawn on an image of 40 x 24 pixels, which is no size of this one of 24 x 40" in answer.stdout
@@ -130,37 +130,37 @@ def test_what_a_snapshot_would_leave_out_is_named(tmp_path: Path) -> None:
 
 
 def test_an_image_in_its_task_is_read_and_one_that_lacks_is_named(tmp_path: Path) -> None:
-    written = write_set("label-studio", tmp_path)
-    tasks = json.loads(written.truths[0].read_text())
-    content = base64.b64encode(written.pictures[0].read_bytes()).decode()
+    folder = write_set("label-studio", tmp_path)
+    tasks = json.loads(folder.truths[0].read_text())
+    content = base64.b64encode(folder.pictures[0].read_bytes()).decode()
     tasks[0]["data"]["image"] = f"data:image/png;base64,{content}"  # as `predict --format label-studio` writes it
-    written.pictures[0].unlink()
-    written.truths[0].write_text(json.dumps(tasks))
+    folder.pictures[0].unlink()
+    folder.truths[0].write_text(json.dumps(tasks))
     answer = check(tmp_path)
     assert (answer.exit_code, json.loads(answer.stdout)["objects"]) == (0, 3)
     tasks[0]["data"]["image"] = None
-    written.truths[0].write_text(json.dumps(tasks))
+    folder.truths[0].write_text(json.dumps(tasks))
     answer = check(tmp_path)
     assert (answer.exit_code, json.loads(answer.stdout)["objects"]) == (1, 1)
     assert "task 1, annotation None, region -: left out: its image cannot be had: a task has no image" in answer.stdout
 
 
 def test_all_pictures_are_read_unless_fewer_are_asked_for(tmp_path: Path) -> None:
-    written = write_set("coco", tmp_path)
-    written.pictures[1].write_bytes(b"")
+    folder = write_set("coco", tmp_path)
+    folder.pictures[1].write_bytes(b"")
     for options, code, words in (
         ([], 1, "1 x damaged image"),
         (["--limit", "1", "--pictures", "1"], 0, "1 pictures were not looked at"),
     ):
-        answer = CliRunner().invoke(cli, ["data", "check", written.name, *options])
+        answer = CliRunner().invoke(cli, ["data", "check", folder.name, *options])
         assert (answer.exit_code, words in answer.output) == (code, True), answer.output
 
 
 def test_names_that_no_terminal_shows_are_printed_all_the_same(tmp_path: Path) -> None:
-    written = write_set("coco", tmp_path)
-    text = written.truths[0].read_text().replace("0.png", "\\ud800.png").replace("gear", "\\udfff")
-    written.truths[0].write_text(text)
-    answer = CliRunner().invoke(cli, ["data", "check", written.name])
+    folder = write_set("coco", tmp_path)
+    text = folder.truths[0].read_text().replace("0.png", "\\ud800.png").replace("gear", "\\udfff")
+    folder.truths[0].write_text(text)
+    answer = CliRunner().invoke(cli, ["data", "check", folder.name])
     assert answer.exit_code == 1
     assert "\\ud800.png is not there" in answer.output
 

@@ -78,14 +78,14 @@ def test_usage_errors_end_with_two(files: tuple[Path, Path]) -> None:
 def test_data_commands(tmp_path: Path) -> None:
     root, sheet = tmp_path / "mini", tmp_path / "sheet.png"
     names = write_miniature("bdd100k", root, train=1, val=2, width=96, height=72)
-    checked = CliRunner().invoke(data, ["check", names["val"], "--sheet", str(sheet), "--json"])
-    assert json.loads(checked.stdout)["images"] == 2
+    check_result = CliRunner().invoke(data, ["check", names["val"], "--sheet", str(sheet), "--json"])
+    assert json.loads(check_result.stdout)["images"] == 2
     assert sheet.read_bytes().startswith(b"\x89PNG")
     whole = CliRunner().invoke(data, ["prepare", "bdd100k", str(root), "--any-size", "--json"])
     assert (whole.exit_code, json.loads(whole.stdout)["whole"]) == (0, True)
-    missing = CliRunner().invoke(data, ["prepare", "bdd100k", str(tmp_path)])
-    assert missing.exit_code == 1
-    assert "get 10K Images from https://bdd-data.berkeley.edu" in missing.output
+    prepare_result = CliRunner().invoke(data, ["prepare", "bdd100k", str(tmp_path)])
+    assert prepare_result.exit_code == 1
+    assert "get 10K Images from https://bdd-data.berkeley.edu" in prepare_result.output
     assert CliRunner().invoke(data, ["check", "bdd100k:nowhere:val"]).exit_code == 1
 
 

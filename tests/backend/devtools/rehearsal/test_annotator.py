@@ -38,29 +38,29 @@ def shown(label: str, mask: np.ndarray, region_id: str) -> list[dict]:
 )
 def test_one_object(prediction, expected):
     truth = [("gear", square(10, 10))]
-    done = correct(prediction, truth)
-    assert done.actions[expected] == 1
-    objects = regions_to_objects(done.result).objects
+    correction = correct(prediction, truth)
+    assert correction.actions[expected] == 1
+    objects = regions_to_objects(correction.result).objects
     assert [(object.label, bool((object.mask_hw == truth[0][1]).all())) for object in objects] == [("gear", True)]
     if expected != "added":
-        assert done.result[0]["id"] == "p1", "the region keeps its id"
-    assert done.actions["deleted"] == (1 if expected == "added" and prediction else 0)
+        assert correction.result[0]["id"] == "p1", "the region keeps its id"
+    assert correction.actions["deleted"] == (1 if expected == "added" and prediction else 0)
 
 
 def test_nothing_is_there():
-    done = correct(shown("gear", square(1, 1), "p1"), [])
-    assert done.result == []
-    assert done.actions["deleted"] == 1
+    correction = correct(shown("gear", square(1, 1), "p1"), [])
+    assert correction.result == []
+    assert correction.actions["deleted"] == 1
 
 
 def test_a_scene_is_corrected_to_its_truth_whatever_was_shown():
     scene = generate_shifted_scene(3)
-    done = correct([], scene.instances)
-    objects = regions_to_objects(done.result).objects
+    correction = correct([], scene.instances)
+    objects = regions_to_objects(correction.result).objects
     assert sorted(object.label for object in objects) == sorted(label for label, _ in scene.instances)
-    assert done.lead_time_s > 25 * len(scene.instances)
-    kept = correct(done.result, scene.instances)
-    assert kept.actions["kept"] == len(scene.instances)
+    assert correction.lead_time_s > 25 * len(scene.instances)
+    second = correct(correction.result, scene.instances)
+    assert second.actions["kept"] == len(scene.instances)
 
 
 def test_poison_shifts_every_mask_and_swaps_every_label():

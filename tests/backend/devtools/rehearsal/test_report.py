@@ -64,10 +64,10 @@ def test_what_does_not_hold_is_said(tmp_path, made, claim):
 
 
 def test_what_was_not_promoted_has_its_reasons():
-    made = outcome()
-    assert "not promoted, and why" not in rehearsal_markdown(made)
-    refused = {**made["rounds"][0], "round": 2, "state": "rejected", "reasons": ["not certainly better"]}
-    page = rehearsal_markdown({**made, "rounds": [*made["rounds"], refused]})
+    facts = outcome()
+    assert "not promoted, and why" not in rehearsal_markdown(facts)
+    rejected_round = {**facts["rounds"][0], "round": 2, "state": "rejected", "reasons": ["not certainly better"]}
+    page = rehearsal_markdown({**facts, "rounds": [*facts["rounds"], rejected_round]})
     assert "- round 2, rejected: not certainly better" in page
 
 
