@@ -47,22 +47,22 @@ def look_twice(
         is_mirrored: of the first look, see `look`.
         again: which views may be looked at again; all without it.
     """
-    refined: list[np.ndarray] = [np.zeros(0)] * len(views)
-    coarse, scores = list(refined), np.zeros(len(views), np.float32)
     is_twice = [is_large(view) and (again is None or again[k]) for k, view in enumerate(views)]
+    answers: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
     for twice in (False, True):
-        chosen = [k for k, value in enumerate(is_twice) if value == twice]
-        if not chosen:
+        rows = [k for k, value in enumerate(is_twice) if value == twice]
+        group, group_prompts = [views[k] for k in rows], [prompts[k] for k in rows]
+        if not rows:
             continue
-        shown, asked = [views[k] for k in chosen], [prompts[k] for k in chosen]
-        first = look(network, image_rgb, shown, asked, device=device, is_mirrored=is_mirrored, refine=not twice)
-        grids = list(first[:2])
+        refined, coarse, scores = look(
+            network, image_rgb, group, group_prompts, device=device, is_mirrored=is_mirrored, refine=not twice
+        )
         if twice:
-            likely = [likely_values(v, view, p) for v, view, p in zip(first[0], shown, asked, strict=True)]
-            grids = list(second_look(network, image_rgb, shown, np.stack(likely), device=device))
-        for row, k in enumerate(chosen):
-            refined[k], coarse[k], scores[k] = grids[0][row], grids[1][row], first[2][row]
-    return refined, coarse, scores
+            likely = [likely_values(*parts) for parts in zip(coarse, group, group_prompts, strict=True)]
+            refined, coarse = second_look(network, image_rgb, group, np.stack(likely), device=device)
+        answers |= {k: (refined[row], coarse[row], float(scores[row])) for row, k in enumerate(rows)}
+    in_order = [answers[k] for k in range(len(views))]
+    return [a[0] for a in in_order], [a[1] for a in in_order], np.array([a[2] for a in in_order], np.float32)
 
 
 def second_look(
@@ -80,14 +80,14 @@ def second_look(
     if not windows:
         return before, before
     maps = torch.stack([_mask_prompt(views[number], values[number], window) for number, window in windows])
-    seen = look_at_maps(network, image_rgb, [window for _, window in windows], maps, device=device)
+    answers = look_at_maps(network, image_rgb, [window for _, window in windows], maps, device=device)
     fading, weights = _fading(values.shape[-1]), np.zeros_like(before)
     sums = np.zeros((2, *before.shape), before.dtype)
     for row, (number, window) in enumerate(windows):
         weight = _on_grid(window, fading, views[number], finer)
         weights[number] += weight
         for kind in range(2):
-            sums[kind, number] += weight * _on_grid(window, seen[kind][row], views[number], finer)
+            sums[kind, number] += weight * _on_grid(window, answers[kind][row], views[number], finer)
     refined, coarse = np.where(weights > 0, sums / np.maximum(weights, 1e-6), before)
     return refined, coarse
 

@@ -119,8 +119,8 @@ class FinetuneSettings:
             return self.iterations
         schedule = self.schedule(images)
         epochs = schedule.epochs if self.epochs is None else self.epochs
-        wanted = epochs * images / (self.batch_size * share)
-        return int(min(max(wanted, schedule.fewest), schedule.most))
+        steps = epochs * images / (self.batch_size * share)
+        return int(min(max(steps, schedule.fewest), schedule.most))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,17 +156,17 @@ def finetune_data(
         ValueError: an unknown base set.
     """
     new = training_part(snapshot, settings.band_weight)
-    seen, earlier = _hashes(snapshot), []
+    seen_hashes, earlier = _hashes(snapshot), []
     for directory in reversed(replay):
-        samples = SnapshotSamples(directory, band_weight=settings.band_weight, without=seen)
-        seen |= _hashes(directory)
+        samples = SnapshotSamples(directory, band_weight=settings.band_weight, without=seen_hashes)
+        seen_hashes |= _hashes(directory)
         if len(samples):
             earlier.append(samples)
     base = [open_set(name) for name in base_sets]
     shares = _shares(earlier, base, settings)
-    given: list[SampleSet] = [new, *earlier, *base]
+    every_set: list[SampleSet] = [new, *earlier, *base]
     return FinetuneData(
-        tuple(relabel_samples(samples, classes, settings.renamed) for samples in given),
+        tuple(relabel_samples(samples, classes, settings.renamed) for samples in every_set),
         shares,
         (*(f"snapshot:{samples.snapshot.digest[:12]}" for samples in (new, *earlier)), *base_sets),
         len(new),
@@ -178,13 +178,13 @@ def _shares(earlier: Sequence[Any], base: Sequence[Any], settings: FinetuneSetti
     """Replay and base shares only where there is something to draw; within a kind by size."""
     replayed = _split(settings.replay_share, earlier)
     based = _split(settings.base_share, base)
-    kept = [share for share in (*replayed, *based) if share > 0]
-    if len(kept) < len(replayed) + len(based):
+    positive_shares = [share for share in (*replayed, *based) if share > 0]
+    if len(positive_shares) < len(replayed) + len(based):
         raise ValueError(
             f"replay_share is {settings.replay_share} and base_share {settings.base_share}, but there are "
             f"{len(earlier)} snapshots to replay and {len(base)} base sets; give a positive share or no sets"
         )
-    return (1 - sum(kept), *kept)
+    return (1 - sum(positive_shares), *positive_shares)
 
 
 def _split(share: float, sets: Sequence[Sequence[Any]]) -> list[float]:
@@ -261,14 +261,14 @@ class SnapshotSamples(Sequence[WeightedSample]):
         if size != stated:
             detail = f"the picture is {size[1]} x {size[0]}, its record says {stated[1]} x {stated[0]}; left out"
             raise self.problems.leave_out(path, f"image {image['id']}", "other size", detail)
-        masks = [decode_rle(drawn["segmentation"]) for drawn in objects]
-        bands = [decode_rle(band) if (band := drawn.get("moved_band")) else np.zeros(size, bool) for drawn in objects]
-        weights = [0.0 if drawn.get("box_only") else float(drawn.get("weight", 1.0)) for drawn in objects]
+        masks = [decode_rle(entry["segmentation"]) for entry in objects]
+        bands = [decode_rle(band) if (band := entry.get("moved_band")) else np.zeros(size, bool) for entry in objects]
+        weights = [0.0 if entry.get("box_only") else float(entry.get("weight", 1.0)) for entry in objects]
         return WeightedSample(
             picture,
             np.array(masks, bool).reshape(-1, *size),
-            np.array([self._class_of[drawn["category_id"]] for drawn in objects], np.int64),
-            np.array([bool(drawn.get("iscrowd", 0)) for drawn in objects], bool),
+            np.array([self._class_of[entry["category_id"]] for entry in objects], np.int64),
+            np.array([bool(entry.get("iscrowd", 0)) for entry in objects], bool),
             int(image["id"]),
             np.array(weights, np.float32),
             np.array(bands, bool).reshape(-1, *size),
@@ -278,7 +278,10 @@ class SnapshotSamples(Sequence[WeightedSample]):
     def object_places(self, sample: Sample) -> list[str]:
         """Task and region of each object of a sample."""
         (task,) = {image["task_id"] for image in self._images if image["id"] == sample.image_id}
-        return [f"task {task}, region {', '.join(drawn['region_ids'])}" for drawn in self._objects[sample.image_id]]
+        return [
+            f"task {task}, region {', '.join(annotation['region_ids'])}"
+            for annotation in self._objects[sample.image_id]
+        ]
 
 
 def relabel_samples(samples: SampleSet, classes: Sequence[str], renamed: Mapping[str, str]) -> SampleSet:

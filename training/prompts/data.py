@@ -93,8 +93,8 @@ def load_objects(sources: Sequence[Source], *, seed: int = 0, limit: int | None 
             if not annotations or record.get("source") in source.skip or not samples.image_path(image_id).is_file():
                 continue
             if len(annotations) > source.most_objects:
-                chosen = rng.choice(len(annotations), source.most_objects, replace=False)
-                annotations = [annotations[k] for k in chosen]
+                numbers = rng.choice(len(annotations), source.most_objects, replace=False)
+                annotations = [annotations[k] for k in numbers]
             with contextlib.suppress(ImageLeftOutError):
                 _add(loaded, source, samples, image_id, annotations)
     return loaded
@@ -256,8 +256,8 @@ def _blended(below: np.ndarray, above: np.ndarray, mask: np.ndarray, rng: np.ran
 def _shifted(grid: np.ndarray, dy: int, dx: int) -> np.ndarray:
     """A grid moved by whole cells; zero where nothing came from."""
     height, width = grid.shape[:2]
-    moved = np.zeros_like(grid)
-    moved[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)] = grid[
+    shifted_grid = np.zeros_like(grid)
+    shifted_grid[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)] = grid[
         max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)
     ]
-    return moved
+    return shifted_grid

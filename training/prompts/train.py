@@ -148,9 +148,11 @@ class Views(IterableDataset[list[Example]]):
             before = flawed_mask(mask, rng)
             has_click = not is_part or rng.random() < 0.5
             click = next_click(mask, before, rng=rng) if has_click else None
-            shown = gaussian_filter(before.astype(np.float32), rng.uniform(0.5, 3.0)) if rng.random() < 0.5 else before
+            mask_so_far = (
+                gaussian_filter(before.astype(np.float32), rng.uniform(0.5, 3.0)) if rng.random() < 0.5 else before
+            )
             clicks = [click] if click else []
-            return Example(np.ascontiguousarray(pixels), mask, None, clicks, shown.astype(np.float32))
+            return Example(np.ascontiguousarray(pixels), mask, None, clicks, mask_so_far)
         if by_clicks or rng.random() < 0.25:
             first = next_click(mask, np.zeros_like(mask), rng=rng)
             clicks = [first] if first else []
@@ -249,20 +251,22 @@ def train_prompts(
     network = network.to(memory_format=torch.channels_last)
     ema = copy.deepcopy(network).eval()
     optimizer = _optimizer(network, plan)
-    spent, step = 0.0, 0
+    spent_s, step = 0.0, 0
     if resume and (folder / "state.pt").is_file():
         state = torch.load(folder / "state.pt", weights_only=True)
         network.load_state_dict(state["network"])
         ema.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
-        spent, step = state["spent_s"], state["step"]
+        spent_s, step = state["spent_s"], state["step"]
     ahead = 4 if plan.workers else None
     batches = iter(DataLoader(Views(objects, plan), batch_size=None, num_workers=plan.workers, prefetch_factor=ahead))
     network.train()
-    started, saved, losses = time.monotonic() - spent, time.monotonic(), dict[str, float]()
+    started, saved, losses = time.monotonic() - spent_s, time.monotonic(), dict[str, float]()
     with EventStorage(0), (folder / "log.jsonl").open("a") as lines, flushed_denormals():
-        while (spent := time.monotonic() - started) < plan.seconds and (not plan.iterations or step < plan.iterations):
-            rate = _rate(plan, spent, step)
+        while (spent_s := time.monotonic() - started) < plan.seconds and (
+            not plan.iterations or step < plan.iterations
+        ):
+            rate = _rate(plan, spent_s, step)
             for group in optimizer.param_groups:
                 group["lr"] = plan.learning_rate * group["factor"] * rate
             by_clicks, batch = next(batches)
@@ -283,12 +287,12 @@ def train_prompts(
                 losses[name] = losses.get(name, 0.0) + float(value.detach())
             if step % 25 == 0:
                 means = {name: round(value / 25, 4) for name, value in losses.items()}
-                line: dict[str, Any] = {"step": step, "spent_s": round(spent, 1), "views": step * plan.batch, **means}
+                line: dict[str, Any] = {"step": step, "spent_s": round(spent_s, 1), "views": step * plan.batch, **means}
                 lines.write(json.dumps(line) + "\n")
                 lines.flush()
                 losses = {}
             if time.monotonic() - saved > plan.checkpoint_s:
-                _save(folder, network, ema, optimizer, spent, step)
+                _save(folder, network, ema, optimizer, spent_s, step)
                 saved = time.monotonic()
     _save(folder, network, ema, optimizer, time.monotonic() - started, step)
 
@@ -304,12 +308,12 @@ def _optimizer(network: PromptNetwork, plan: PromptTraining) -> torch.optim.Adam
 
     Parameters are in the network's order, by which a resumed run assigns the optimizer's state.
     """
-    learned = {name: p for name, p in network.named_parameters() if name.startswith(plan.learned or "")}
+    parameters = {name: p for name, p in network.named_parameters() if name.startswith(plan.learned or "")}
     network.requires_grad_(False)
-    for parameter in learned.values():
+    for parameter in parameters.values():
         parameter.requires_grad_(True)
-    trunk = [p for name, p in learned.items() if name.startswith("trunk.")]
-    rest = [p for name, p in learned.items() if not name.startswith("trunk.")]
+    trunk = [p for name, p in parameters.items() if name.startswith("trunk.")]
+    rest = [p for name, p in parameters.items() if not name.startswith("trunk.")]
     groups = [
         {"params": rest, "lr": plan.learning_rate, "factor": 1.0},
         {"params": trunk, "lr": plan.learning_rate * plan.trunk_factor, "factor": plan.trunk_factor},
@@ -323,13 +327,18 @@ def _average(ema: PromptNetwork, network: PromptNetwork, decay: float) -> None:
 
 
 def _save(
-    folder: Path, network: PromptNetwork, ema: PromptNetwork, optimizer: torch.optim.Optimizer, spent: float, step: int
+    folder: Path,
+    network: PromptNetwork,
+    ema: PromptNetwork,
+    optimizer: torch.optim.Optimizer,
+    spent_s: float,
+    step: int,
 ) -> None:
     state = {
         "network": network.state_dict(),
         "ema": ema.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "spent_s": spent,
+        "spent_s": spent_s,
         "step": step,
     }
     for name, content in (("state.pt", state), ("ema.pt", ema.state_dict())):

@@ -41,11 +41,11 @@ def test_a_large_object_is_drawn_finer_than_in_one_look() -> None:
     truth = image[:, :, 0] > 0
     view = view_of_box((80, 80, 820, 820), 256)
     prompt = Prompt(box_xyxy=(80.0, 80.0, 820.0, 820.0))
-    one = look(network, image, [view], [prompt], device=CPU)[0][0]
+    single_look = look(network, image, [view], [prompt], device=CPU)[0][0]
     (twice,), (coarse,), scores = look_twice(network, image, [view], [prompt], device=CPU)
     assert twice.shape == coarse.shape == (FINER * SIDE, FINER * SIDE)
     assert scores.tolist() == [0.5]
-    wrong = [np.count_nonzero(mask_of_view(view, values, truth.shape) != truth) for values in (one, twice)]
+    wrong = [np.count_nonzero(mask_of_view(view, values, truth.shape) != truth) for values in (single_look, twice)]
     assert wrong[1] < 0.75 * wrong[0], wrong
 
 
