@@ -131,8 +131,8 @@ def _add(
             continue
         mask_hw = turn_upright(drawn_hw, orientation)
         if image.size != pixels.shape[1::-1]:
-            drawn = Image.fromarray(mask_hw.astype(np.uint8))
-            mask_hw = np.asarray(drawn.resize(image.size, Image.Resampling.BILINEAR, reducing_gap=None)) > 0
+            mask_image = Image.fromarray(mask_hw.astype(np.uint8))
+            mask_hw = np.asarray(mask_image.resize(image.size, Image.Resampling.BILINEAR, reducing_gap=None)) > 0
         rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
         if not len(rows) or mask_hw.sum() < LEAST_AREA_PX * scale[0] * scale[1]:
             continue
