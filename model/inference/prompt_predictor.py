@@ -31,6 +31,7 @@ from model.prompts.answers import (
     cells_within,
     changed_part,
     first_view,
+    likely_values,
     look,
     mask_of_view,
     nearer_view,
@@ -39,6 +40,7 @@ from model.prompts.answers import (
 )
 from model.prompts.detector import PromptedDetector
 from model.prompts.network import PromptNetwork
+from model.prompts.second_look import is_large, look_twice, second_look
 from model.prompts.views import View, resampled
 
 #: Where the promptable network's weights lie in a checkpoint that has a detector, too.
@@ -164,7 +166,8 @@ class PromptedImage:
             ]
             k = int(np.argmax(weights))
             if weights[k] > 0:
-                instance = as_instance(views[k], values[k], float(scores[k]), prompts[k], shape_hw)
+                finer = self._nearer(views[k], values[k], prompts[k])
+                instance = as_instance(views[k], finer, float(scores[k]), prompts[k], shape_hw)
         return instance
 
     def _join(self, prompt: Prompt, so_far: Instance) -> Instance | None:
@@ -207,15 +210,13 @@ class PromptedImage:
         if so_far is not None:
             return self._correct(prompt, so_far)
         view = first_view(prompt, shape_hw)
-        is_whole = prompt.box_xyxy is None and prompt.mask_hw is None
-        values, score = self._look(view, prompt, refine=not is_whole)
-        if is_whole:
+        if prompt.box_xyxy is None and prompt.mask_hw is None:
+            values, _ = self._look(view, prompt, refine=False)
             near_view = nearer_view(view, values, prompt)
             if near_view is not None:
                 prompt = replace(prompt, mask_hw=view.to_image(values, shape_hw) >= 0.5)
                 view = near_view
-            values, score = self._look(view, prompt)
-        return as_instance(view, values, score, prompt, shape_hw)
+        return as_instance(view, *self._values(view, prompt), prompt, shape_hw)
 
     def _correct(self, prompt: Prompt, so_far: Instance) -> Instance:
         """The object after a click: as before but for the part that the click changed, a small one seen from nearer.
@@ -229,14 +230,14 @@ class PromptedImage:
         side = FINER * first_values.shape[0]
         column, row = (view.to_view(np.array([point[:2]]))[0] * side / view.side).astype(int).tolist()
         if so_far.probabilities is None or not (0 <= column < side and 0 <= row < side):
-            return as_instance(view, *self._look(view, mask_prompt), prompt, shape_hw)
+            return as_instance(view, *self._values(view, mask_prompt), prompt, shape_hw)
         values = resampled(first_values, view.box_xyxy, view.box_xyxy, (side, side))
         patch = so_far.probabilities
         earlier_values = resampled(patch.values, patch.box_xyxy, view.box_xyxy, (side, side))
         part = changed_part(values, earlier_values, (row, column))
         near_view = view_of_change(view, part, point)
         if near_view is None:
-            near_values, score = self._look(view, mask_prompt)
+            near_values, score = self._values(view, mask_prompt)
             values = resampled(near_values, view.box_xyxy, view.box_xyxy, (side, side))
         else:
             base = earlier_values if part is None else values
@@ -249,6 +250,18 @@ class PromptedImage:
             # The rim of the change, too, or the outline would be cut in steps there.
             earlier_values = np.where(binary_dilation(part, iterations=FINER), values, earlier_values)
         return as_instance(view, earlier_values, score, prompt, shape_hw)
+
+    def _values(self, view: View, prompt: Prompt) -> tuple[np.ndarray, float]:
+        """Probabilities (s', s') of a view, a large one looked at twice, and the expected IoU."""
+        values, score = self._look(view, prompt, refine=not is_large(view))
+        return self._nearer(view, values, prompt), score
+
+    def _nearer(self, view: View, values: np.ndarray, prompt: Prompt) -> np.ndarray:
+        """A first look's probabilities after a second look, which only large views have."""
+        if not is_large(view):
+            return values
+        likely, predictor = likely_values(values, view, prompt), self.predictor
+        return second_look(predictor.network, self.image_rgb, [view], likely[None], device=predictor.device)[0][0]
 
     def _look(
         self, view: View, prompt: Prompt, *, is_mirrored: bool = True, refine: bool = True
@@ -265,7 +278,10 @@ class PromptedImage:
         views = [first_view(prompt, shape_hw) for prompt in prompts]
         if not views:
             return []
-        values, _, scores = self.predictor.look(self.image_rgb, views, prompts)
+        predictor = self.predictor
+        values, _, scores = look_twice(
+            predictor.network, self.image_rgb, views, prompts, device=predictor.device, is_mirrored=True
+        )
         return [
             as_instance(view, value, float(score), prompt, shape_hw)
             for view, value, score, prompt in zip(views, values, scores, prompts, strict=True)

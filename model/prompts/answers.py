@@ -91,15 +91,31 @@ def look(
         is_mirrored: predict each view mirrored, too, and return the mean (as RITM does).
         refine: else the coarse masks are returned for the refined ones, too, in half the time.
     """
+    maps = [maps_of(view, prompt) for view, prompt in zip(views, prompts, strict=True)]
+    return look_at_maps(
+        network, image_rgb, views, torch.stack(maps), device=device, is_mirrored=is_mirrored, refine=refine
+    )
+
+
+def look_at_maps(
+    network: PromptNetwork,
+    image_rgb: np.ndarray,
+    views: Sequence[View],
+    maps: torch.Tensor,
+    *,
+    device: torch.device,
+    is_mirrored: bool = False,
+    refine: bool = True,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same for views whose prompt maps (V, 4, S, S) are known."""
     parts: list[tuple[np.ndarray, ...]] = []
     for start in range(0, len(views), BATCH):
-        chunk, chunk_prompts = views[start : start + BATCH], prompts[start : start + BATCH]
+        chunk, prompts = views[start : start + BATCH], maps[start : start + BATCH]
         pixels = torch.from_numpy(np.stack([view.pixels(image_rgb) for view in chunk])).permute(0, 3, 1, 2).float()
-        maps = torch.stack([maps_of(view, prompt) for view, prompt in zip(chunk, chunk_prompts, strict=True)])
         if is_mirrored:
-            pixels, maps = torch.cat([pixels, pixels.flip(3)]), torch.cat([maps, maps.flip(3)])
+            pixels, prompts = torch.cat([pixels, pixels.flip(3)]), torch.cat([prompts, prompts.flip(3)])
         with torch.inference_mode():
-            answer = [values.float() for values in network.predict(pixels.to(device), maps.to(device), refine=refine)]
+            answer = [v.float() for v in network.predict(pixels.to(device), prompts.to(device), refine=refine)]
         if is_mirrored:
             masks = [(values[: len(chunk)] + values[len(chunk) :].flip(2)) / 2 for values in answer[:2]]
             answer = [*masks, answer[2].unflatten(0, (2, -1)).mean(0)]
@@ -175,7 +191,7 @@ def as_instance(
     view: View, values: np.ndarray, score: float, prompt: Prompt, shape_hw: tuple[int, int], label: str = ""
 ) -> Instance:
     """The object in a view's probabilities (s, s), in pixels of the image."""
-    values = _keep_likeliest(within_box(values, view, prompt.box_xyxy), view, prompt)
+    values = likely_values(values, view, prompt)
     mask = mask_of_view(view, values, shape_hw)
     if not mask.any():  # it lies between the centres of pixels: the pixel where it is likeliest
         mask.flat[int(view.to_image(values, shape_hw).argmax())] = True
@@ -212,8 +228,12 @@ def cells_within(view: View, box_xyxy: Sequence[float], side: int) -> np.ndarray
     return np.asarray(((centres >= v0) & (centres <= v1))[:, None] & ((centres >= u0) & (centres <= u1))[None])
 
 
-def _keep_likeliest(values: np.ndarray, view: View, prompt: Prompt) -> np.ndarray:
-    """Probabilities raised where no place reaches one half; parts that no positive click touches are left out."""
+def likely_values(values: np.ndarray, view: View, prompt: Prompt) -> np.ndarray:
+    """Probabilities (s, s) of the object that a prompt can mean.
+
+    They are zero beyond its box and in parts that no positive click touches, and raised where none reaches one half.
+    """
+    values = within_box(values, view, prompt.box_xyxy)
     most = float(values.max())
     if most < 0.5:
         values = np.clip(values * (0.75 / max(most, 1e-6)), 0.0, 1.0)

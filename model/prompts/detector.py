@@ -18,9 +18,13 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from model.detectors.nanodet import Detections, NanoDet, detections_of
-from model.prompts.answers import Prompt, first_view, look, mask_of_view, within_box
+from model.prompts.answers import Prompt, first_view, mask_of_view, within_box
 from model.prompts.network import PromptNetwork
-from model.prompts.views import View
+from model.prompts.second_look import look_twice
+from model.prompts.views import View, resampled
+
+#: Weaker detections are looked at once: hardly any of them is shown to anybody.
+SECOND_LOOK_SCORE = 0.25
 
 
 @META_ARCH_REGISTRY.register()
@@ -77,14 +81,15 @@ class PromptedDetector(nn.Module):
         views = [first_view(prompt, pixels.shape[:2]) for prompt in prompts]
         if not views:
             return self._with_masks(instances, [], np.zeros((0, 1, 1), np.float32), np.zeros((0, 1, 1), np.float32))
-        refined, coarse, quality = look(self.prompts, pixels, views, prompts, device=self.device)
+        again = (instances.scores >= SECOND_LOOK_SCORE).tolist()
+        refined, coarse, quality = look_twice(self.prompts, pixels, views, prompts, device=self.device, again=again)
         # A box's score says nothing about its outline; the two together order objects better than either.
         scores = instances.scores * torch.from_numpy(quality) ** self.quality_power
         instances.scores = scores**self.score_power
         view_boxes = [prompt.box_xyxy for prompt in prompts]
-        refined = np.stack([within_box(v, view, box) for v, view, box in zip(refined, views, view_boxes, strict=True)])
+        refined = [within_box(v, view, box) for v, view, box in zip(refined, views, view_boxes, strict=True)]
         image_views = [View(tuple((np.array(view.box_xyxy) / scale).tolist()), view.side) for view in views]
-        return self._with_masks(instances, image_views, refined, coarse)
+        return self._with_masks(instances, image_views, _of_one_size(refined), _of_one_size(coarse))
 
     def _with_masks(
         self, instances: Instances, views: list[View], refined: np.ndarray, coarse: np.ndarray
@@ -101,3 +106,9 @@ def _paste(views: list[View], values: np.ndarray, size_hw: tuple[int, int]) -> T
     """Bool (R, H, W) masks of the views' probabilities."""
     masks = [mask_of_view(view, value, size_hw) for view, value in zip(views, values, strict=True)]
     return torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size_hw), bool))
+
+
+def _of_one_size(grids: list[np.ndarray]) -> np.ndarray:
+    """Square grids (s, s), bilinear in the size of the largest, (R, s, s)."""
+    side, unit = max(len(grid) for grid in grids), (0.0, 0.0, 1.0, 1.0)
+    return np.stack([grid if len(grid) == side else resampled(grid, unit, unit, (side, side)) for grid in grids])

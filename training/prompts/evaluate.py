@@ -25,6 +25,8 @@ from training.prompts.clicks import next_click
 from training.prompts.data import MaskedObject, ObjectSet, jittered_box
 
 MOST_CLICKS = 20
+#: What is compared: the quadtree's share of a look, the second look's, and both together.
+GAINS = (("refined", "coarse"), ("answer", "refined"), ("answer", "coarse"))
 #: COCO's sizes by area in pixels.
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
 
@@ -87,9 +89,10 @@ def measure_boxes(
     seed: int = 0,
     progress: Callable[[], object] = lambda: None,
 ) -> BoxFigures:
-    """Every object from its true box and from a jittered one; ours coarse and refined, the ellipse, GrabCut.
+    """Every object from its true box and from a jittered one; ours, the ellipse, GrabCut.
 
-    "true at nodes" is the coarse mask with the truth at the places that are refined: what refinement can reach there.
+    "answer" is what an annotator gets; "refined" and "coarse" are of the first look at the view alone; "true at nodes"
+    is that coarse mask with the truth at the places that are refined: what refinement can reach there.
     """
     figures, rng = BoxFigures(), np.random.default_rng(seed)
     for item in objects.objects:
@@ -99,14 +102,14 @@ def measure_boxes(
         prompt = Prompt(box_xyxy=item.box_xyxy)
         view = first_view(prompt, image.shape[:2])
         started = time.perf_counter()
-        refined, coarse, scores = predictor.look(image, [view], [prompt])
-        instance = as_instance(view, refined[0], float(scores[0]), prompt, image.shape[:2])
+        answer = prompted.prompt(prompt).mask_hw
         figures.seconds.append(time.perf_counter() - started)
         figures.areas.append(float(truth.sum()))
-        figures.add("refined", truth, instance.mask_hw)
-        figures.add("coarse", truth, as_instance(view, coarse[0], 1.0, prompt, image.shape[:2]).mask_hw)
+        figures.add("answer", truth, answer)
+        refined, coarse, _ = predictor.look(image, [view], [prompt])
         best = best_refinement(predictor, image, view, prompt, truth)
-        figures.add("true at nodes", truth, as_instance(view, best, 1.0, prompt, image.shape[:2]).mask_hw)
+        for method, values in (("refined", refined[0]), ("coarse", coarse[0]), ("true at nodes", best)):
+            figures.add(method, truth, as_instance(view, values, 1.0, prompt, image.shape[:2]).mask_hw)
         figures.add("jittered", truth, prompted.prompt(Prompt(box_xyxy=moved)).mask_hw)
         figures.add("ellipse", truth, ellipse_in_box(item.box_xyxy, truth.shape))
         if with_grabcut:
@@ -194,9 +197,10 @@ def box_report(figures: BoxFigures) -> dict[str, Any]:
             method: {name: float(np.mean(np.array(row)[rows])) if rows.any() else None for name, rows in chosen.items()}
             for method, row in values.items()
         }
-    gain = np.array(figures.boundary["refined"]) - np.array(figures.boundary["coarse"])
-    low, high = mean_interval(gain)
-    report["refined_minus_coarse_boundary_iou"] = {"mean": float(gain.mean()), "low": low, "high": high}
+    for better, other in GAINS:
+        gain = np.array(figures.boundary[better]) - np.array(figures.boundary[other])
+        low, high = mean_interval(gain)
+        report[f"{better}_minus_{other}_boundary_iou"] = {"mean": float(gain.mean()), "low": low, "high": high}
     report["ms"] = _milliseconds(figures.seconds)
     return report
 
@@ -222,10 +226,10 @@ def box_text(report: dict[str, Any]) -> str:
         for method, means in report[kind].items():
             cells = "".join(f"{means[size]:9.3f}" if means[size] is not None else "        -" for size in sizes)
             lines.append(f"  {method:22}{cells}")
-    gain = report["refined_minus_coarse_boundary_iou"]
-    lines.append(
-        f"refined minus coarse, boundary IoU: {gain['mean']:+.4f} (95 %: {gain['low']:+.4f} to {gain['high']:+.4f})"
-    )
+    for better, other in GAINS:
+        gain = report[f"{better}_minus_{other}_boundary_iou"]
+        interval = f"{gain['mean']:+.4f} (95 %: {gain['low']:+.4f} to {gain['high']:+.4f})"
+        lines.append(f"{better} minus {other}, boundary IoU: {interval}")
     return "\n".join([*lines, _ms_line(report["ms"])])
 
 

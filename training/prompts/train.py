@@ -51,7 +51,8 @@ class PromptTraining:
         click_share: of batches whose prompts are clicks alone; the rest have boxes, a third of them with a click, too.
         rounds: most click rounds before the one that is learned from.
         flawed_share: of views of click batches that begin with a flawed mask to be corrected; half of these views show
-            only a part of the object, as a correction is looked at.
+            only a part of the object, as a correction is looked at, and half of those have no click, as a large object
+            is looked at again.
         merged_share: of views of click batches that mean an object and another that touches it (as RITM has them): a
             rider with the horse, two garments.
         pasted_share: of views in which another object is pasted over a part of it, and as many again whose object is
@@ -123,7 +124,8 @@ class Views(IterableDataset[list[Example]]):
         image = self.set.images[item.image]
         box = jittered_box(item.box_xyxy, 0.15 if rng.random() < 0.7 else 0.03, rng)
         is_flawed = by_clicks and bool(rng.random() < self.plan.flawed_share)
-        if is_flawed and rng.random() < 0.5:
+        is_part = is_flawed and bool(rng.random() < 0.5)
+        if is_part:
             view = part_view(item.box_xyxy, VIEW_SIDE, rng)
         else:
             view = box_view(image.shape[:2], item.box_xyxy if by_clicks else box, VIEW_SIDE, rng, by_clicks=by_clicks)
@@ -144,7 +146,8 @@ class Views(IterableDataset[list[Example]]):
         clicks: list[Click] = []
         if is_flawed:
             before = flawed_mask(mask, rng)
-            click = next_click(mask, before, rng=rng)
+            has_click = not is_part or rng.random() < 0.5
+            click = next_click(mask, before, rng=rng) if has_click else None
             shown = gaussian_filter(before.astype(np.float32), rng.uniform(0.5, 3.0)) if rng.random() < 0.5 else before
             clicks = [click] if click else []
             return Example(np.ascontiguousarray(pixels), mask, None, clicks, shown.astype(np.float32))
@@ -198,6 +201,8 @@ def clicked(
             coarse = network.predict(views, prompts, refine=False)[1]
         coarse = torch.nn.functional.interpolate(coarse[:, None], VIEW_SIDE, mode="bilinear", align_corners=False)[:, 0]
         for k, example in enumerate(batch):
+            if example.before is not None and not example.clicks:  # a part looked at again: nobody clicks there
+                continue
             before[k] = coarse[k]
             click = next_click(example.mask, (coarse[k] > 0.5).numpy(), rng=rng)
             if click is not None:
