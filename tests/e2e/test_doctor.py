@@ -43,14 +43,15 @@ def test_a_renamed_backend_and_a_webhook_left_behind_are_repaired(demo: RunningD
     project = client.create_project(title="doctor", label_config=CONFIG)["id"]
     left = connect_and_remove(client, project, f"http://localhost:{demo.backend_port}")
     client.create_backend(project, url=f"http://127.0.0.1:{demo.backend_port}", title="my model")
-    traps = {f"webhook {left} of project {project}", "title of backend 'my model'"}
+    webhook, title = f"webhook {left} of project {project}", "title of backend 'my model'"
 
     before = doctor()
-    assert {name: (before[name]["status"], before[name]["fixable"]) for name in traps} == dict.fromkeys(
-        traps, ("warning", True)
-    )
+    assert (before[webhook]["status"], before[webhook]["fixable"]) == ("warning", True)
+    # The demo's own watcher sets the title of a new connection, too, and may be there first.
+    assert title not in before or (before[title]["status"], before[title]["fixable"]) == ("warning", True)
     repaired = doctor("--fix")
-    assert {name: repaired[name]["status"] for name in traps} == dict.fromkeys(traps, "ok")
+    assert repaired[webhook]["status"] == "ok"
+    assert title not in repaired or repaired[title]["status"] == "ok"
 
     (backend,) = client.list_backends(project)
     assert backend["title"] == version
@@ -58,7 +59,7 @@ def test_a_renamed_backend_and_a_webhook_left_behind_are_repaired(demo: RunningD
     active = {hook["id"]: hook["is_active"] for hook in client.list_webhooks(project)}
     assert active.pop(left) is False
     assert list(active.values()) == [True], "the webhook of the connected backend goes on"
-    assert not traps & doctor().keys()
+    assert not {webhook, title} & doctor().keys()
     client._json("DELETE", f"/api/projects/{project}/")
 
 
