@@ -135,11 +135,14 @@ class QuadtreeRefinement:
     def _cues(
         self, pyramid: RoIPyramid, coarse: Tensor, levels: list[Nodes], coarse_features: Tensor | None = None
     ) -> list[NodeCues]:
-        features = pyramid.at(levels, self.sizes)
         contexts: list[Tensor | None] = [None] * len(levels)
         if "context" in self.refiner.node_encoder.cues:
-            neighbours = pyramid.at([nodes.neighbourhood() for nodes in levels], self.sizes)
-            contexts = [part.unflatten(0, (-1, 9)).flatten(1) for part in neighbours]
+            neighbourhoods = pyramid.at([nodes.neighbourhood() for nodes in levels], self.sizes)
+            neighbourhoods = [part.unflatten(0, (-1, 9)) for part in neighbourhoods]
+            features = [part[:, 4] for part in neighbourhoods]
+            contexts = [part.flatten(1) for part in neighbourhoods]
+        else:
+            features = pyramid.at(levels, self.sizes)
         return [
             NodeCues(
                 feature,

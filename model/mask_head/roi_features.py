@@ -78,16 +78,25 @@ class RoIPyramid:
 
         Nodes may lie outside the grid (neighbours of its rim): the RoI goes on there.
         """
-        reads = [
-            plan_reads(self.maps, self.strides, self.rois, self.map_of(depth), nodes, size)
-            for depth, (nodes, size) in enumerate(zip(levels, sizes, strict=True))
+        reads, numbers = list[Reads](), list[int]()
+        for depth, (nodes, size) in enumerate(zip(levels, sizes, strict=True)):
+            level = plan_reads(self.maps, self.strides, self.rois, self.map_of(depth), nodes, size)
+            reads, numbers = reads + level, numbers + [depth] * len(level)
+        tables, reads = self.tables(reads)
+        return [
+            sum_reads(
+                tables, [read for read, number in zip(reads, numbers, strict=True) if number == depth], len(nodes)
+            )
+            for depth, nodes in enumerate(levels)
         ]
+
+    def tables(self, reads: list[Reads]) -> tuple[list[Tensor], list[Reads]]:
+        """Rows of every map in which the reads find their cells, and the reads."""
         maps = self.maps
-        if self.branch is not None:
-            cells = [read.cells.flatten() for level in reads for read in level if read.map_index == 0]
-            maps = [add_branch(self.branch, maps[0], torch.cat(cells)) if cells else maps[0], *maps[1:]]
-        tables = [rows_of(m) for m in maps]
-        return [sum_reads(tables, level, len(nodes)) for level, nodes in zip(reads, levels, strict=True)]
+        cells = [read.cells.flatten() for read in reads if read.map_index == 0]
+        if self.branch is not None and cells:
+            maps = [add_branch(self.branch, maps[0], torch.cat(cells)), *maps[1:]]
+        return [rows_of(m) for m in maps], reads
 
 
 class RefinementPooler(nn.Module):

@@ -18,48 +18,14 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.detectors.nanodet import STEM_CHANNELS, TRUNK_CHANNELS, Trunk, normalised
+from model.detectors.nanodet import STEM_CHANNELS, Trunk, normalised
 from model.mask_head.head import CoarseOutput, TransfinerMaskHead, refine_masks
 from model.mask_head.losses import mask_branch_losses
-from model.mask_head.roi_features import RoIPyramid
+from model.prompts.pyramid import ROOT_MAP, STRIDES, ViewFeatures, ViewPyramid
 
 VIEW_SIDE = 256
 #: Box, positive clicks, negative clicks, earlier mask.
 PROMPT_MAPS = 4
-#: Input pixels a cell of the pyramid's maps, finest first.
-STRIDES = (2.0, 4.0, 8.0, 16.0, 32.0)
-#: The map that the quadtree's root level (64 x 64 of a view) is read from.
-ROOT_MAP = 1
-
-
-class ViewFeatures(RoIPyramid):
-    """Features of views whose RoI is the whole view: the maps themselves are what RoIAlign would give."""
-
-    def dense(self, depth: int, size: int) -> Tensor:
-        """A whole quadtree level, (R, C, size, size)."""
-        level = self.maps[ROOT_MAP - depth]
-        every_view = len(self.rois) == len(level) and bool((self.rois[:, 0].diff() == 1).all())
-        return level if level.shape[-1] == size and every_view else super().dense(depth, size)
-
-
-class ViewPyramid(nn.Module):
-    """Five maps of equal width from the trunk's features at strides 2 to 32, with the view's mean as context."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        widths = (STEM_CHANNELS, *TRUNK_CHANNELS)
-        self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
-        self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in widths)
-        self.context = nn.Conv2d(TRUNK_CHANNELS[-1], channels, 1)
-
-    def forward(self, features: list[Tensor], *, finest: bool = True) -> list[Tensor]:
-        """(V, C, h, w) maps, finest first; without ``finest``, which costs most, the first one is empty."""
-        maps = [layer(feature) for layer, feature in zip(self.lateral, features, strict=True)]
-        maps[-1] = maps[-1] + self.context(features[-1].mean((2, 3), keepdim=True))
-        for finer in range(len(maps) - 2, -1 if finest else 0, -1):
-            maps[finer] = maps[finer] + F.interpolate(maps[finer + 1], maps[finer].shape[-2:], mode="nearest")
-        finest_map = self.smooth[0](maps[0]) if finest else maps[0][:, :, :0]
-        return [finest_map, *(layer(level) for layer, level in zip(self.smooth[1:], maps[1:], strict=True))]
 
 
 class PromptNetwork(nn.Module):
@@ -80,7 +46,7 @@ class PromptNetwork(nn.Module):
 
     def features(self, views: Tensor, prompts: Tensor, *, finest: bool = True) -> ViewFeatures:
         """The pyramid of (V, 3, S, S) RGB views in 0..255 with (V, 4, S, S) prompt maps; ``finest`` for nodes alone."""
-        maps = self.pyramid(self.trunk(normalised(views), self.prompt_stem(prompts)), finest=finest)
+        maps, finest_map = self.pyramid(self.trunk(normalised(views), prompts, self.prompt_stem), finest=finest)
         side = self.mask_head.coarse_size
         coarse = maps[2]
         for level in (1, 3, 4):
@@ -89,7 +55,7 @@ class PromptNetwork(nn.Module):
         corners = numbers.new_tensor([0.0, 0.0, VIEW_SIDE, VIEW_SIDE]).expand(len(views), 4)
         rois = torch.cat([numbers[:, None], corners], 1)
         levels = torch.full((len(views),), ROOT_MAP, device=views.device)
-        return ViewFeatures(coarse, None, maps, rois, levels, list(STRIDES), finer_by=0)
+        return ViewFeatures(coarse, None, maps, rois, levels, list(STRIDES), finer_by=0, finest=finest_map)
 
     def coarse(self, pyramid: ViewFeatures, *, detect: bool = True) -> CoarseOutput:
         """Coarse masks of every view, and with ``detect`` incoherence logits."""
