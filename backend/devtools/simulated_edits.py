@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import numpy as np
+from tabulate import tabulate
 
 from backend.devtools.edit_plan import GoodOutline
 from backend.devtools.edits import CRUMB_PX, EditableObject, Edits
@@ -264,22 +265,22 @@ def _predicted(predictor: Any, samples: AnySet) -> Iterable[tuple[Sample, list[I
 def edits_text(outcome: Json) -> str:
     """Format the outcome for people."""
     good = outcome["good"]
-    columns = ("actions", "seconds", "untouched", "regions", "parts", "vertices")
-    count_columns = ("doubles", "false", "misses", "redrawn", "not_good")
+    digits = {"actions_per_object": ".2f", "seconds_per_object": ".1f", "untouched_share": ".1%"}
+    digits |= {"regions_per_object": ".2f", "parts_per_object": ".2f", "vertices_per_object": ".1f"}
+    counts = ("doubles", "false", "misses", "redrawn", "not_good")
     lines = [
         f"{outcome['images']} images of {outcome['set']}, {outcome['objects']} objects, {outcome['source']}, "
         f"scores from {outcome['shown_from']:g}",
         f"good: IoU of at least {good['iou']:g}, no outline point farther than {good['distance_px']:g} px",
     ]
     for annotator, ways in outcome["edits"].items():
-        heading = f"{annotator} annotator, an object:"
-        lines.append(
-            f"{heading:36}"
-            + "".join(f"{column:>10}" for column in columns)
-            + f"{'in all:':>10}"
-            + "".join(f"{column.replace('_', ' '):>9}" for column in count_columns)
-        )
-        lines += [_line(way, sums, count_columns) for way, sums in ways.items()]
+        rows = [
+            [way, *(format(sums[key], form) for key, form in digits.items()), "", *(sums[key] for key in counts)]
+            for way, sums in ways.items()
+        ]
+        columns = (*(key.partition("_")[0] for key in digits), "in all:", *(key.replace("_", " ") for key in counts))
+        names = (f"{annotator} annotator, an object:", *columns)
+        lines.append(tabulate(rows, names, "plain", disable_numparse=True, colalign=("left", *["right"] * 12)))
     figures, parts = outcome["edits"][LITERAL][SERVED], outcome["edits"][PRACTISED][SERVED]["true_parts_per_object"]
     lines += [
         f"the truth has {figures['true_parts_per_object']:.2f} parts an object, {parts:.2f} without crumbs; doubles "
@@ -294,16 +295,3 @@ def edits_text(outcome: Json) -> str:
             f"({-equal['saved']:+.0%})"
         )
     return "\n".join(lines)
-
-
-def _line(way: str, sums: Mapping[str, Any], count_columns: Sequence[str]) -> str:
-    cells = [
-        f"{sums['actions_per_object']:.2f}",
-        f"{sums['seconds_per_object']:.1f}",
-        f"{sums['untouched_share']:.1%}",
-        f"{sums['regions_per_object']:.2f}",
-        f"{sums['parts_per_object']:.2f}",
-        f"{sums['vertices_per_object']:.1f}",
-    ]
-    counts = [str(sums[column]) for column in count_columns]
-    return f"{way:36}" + "".join(f"{c:>10}" for c in cells) + " " * 10 + "".join(f"{c:>9}" for c in counts)

@@ -55,9 +55,7 @@ __all__ = [
 AnySet = SceneSet | CocoSet | BitmapSet
 
 
-def open_set(
-    name: str, *, width: int = 384, height: int = 288, cache: Path | None = None, missing: Policy = "fatal"
-) -> AnySet:
+def open_set(name: str, *, width: int = 384, height: int = 288, missing: Policy = "fatal") -> AnySet:
     """Open the set of a name (see the module's table).
 
     Args:
@@ -72,7 +70,7 @@ def open_set(
     kind, _, rest = name.partition(":")
     first, colon, second = rest.rpartition(":") if kind in ("cityscapes", "bdd100k", "via") else split_after_file(rest)
     if kind == "scenes" and first in SPLITS and (not second or second.isdigit()):
-        return SceneSet(first, int(second or ENDLESS), width=width, height=height, cache=cache)
+        return SceneSet(first, int(second or ENDLESS), width=width, height=height)
     if kind == "via" and rest:
         if Path(rest).is_dir() or not first:
             first, second = rest, ""
@@ -88,15 +86,9 @@ def open_set(
 
 
 def open_configured_set(name: str, cfg: CfgNode) -> AnySet:
-    """Open the set of a name with the scene size, cache and policy of a configuration's ``TRAINING`` keys."""
+    """Open the set of a name with the scene size and policy of a configuration's ``TRAINING`` keys."""
     keys = cfg.TRAINING
-    return open_set(
-        name,
-        width=keys.SCENE_WIDTH,
-        height=keys.SCENE_HEIGHT,
-        cache=Path(keys.SCENE_CACHE) if keys.SCENE_CACHE else None,
-        missing=keys.MISSING_IMAGES,
-    )
+    return open_set(name, width=keys.SCENE_WIDTH, height=keys.SCENE_HEIGHT, missing=keys.MISSING_IMAGES)
 
 
 def split_after_file(rest: str) -> tuple[str, str, str]:

@@ -33,8 +33,8 @@ from model.config import override
 from model.files import replacing_folder, write_text
 from model.inference.predictor import choose_device
 from model.network import build_network
-from training import distributed as processes
 from training.datasets.loader import TrainingSamples
+from training.engine import distributed as processes
 from training.engine.build import add_training_config, suit_device
 from training.engine.log import PROGRESS_FILE, OnProgress, RunProgress, write_progress
 from training.engine.trainer import STATE_FILE, Trainer
