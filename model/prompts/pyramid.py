@@ -1,7 +1,7 @@
 """The pyramid of a view's features, whose finest map is computed only where nodes read it.
 
-The finest map has three quarters of the pyramid's cells, and a view's nodes read about one in twenty of them. So in
-inference it is kept as what it is made of, and its cells are computed when nodes ask for them.
+The finest map has three quarters of the pyramid's cells, and a view's nodes read about one in twenty of them. So it is
+kept as what it is made of, and its cells are computed when nodes ask for them.
 
 Shape shorthand: V views, C channels, S = 128 the side of the finest map, K cells.
 """
@@ -33,12 +33,8 @@ class ViewPyramid(nn.Module):
         self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in widths)
         self.context = nn.Conv2d(TRUNK_CHANNELS[-1], channels, 1)
 
-    def forward(self, features: list[Tensor], *, finest: bool = True) -> tuple[list[Tensor], FinestMap | None]:
-        """(V, C, h, w) maps, finest first. In inference the first is without values; `FinestMap` computes them.
-
-        Args:
-            finest: whether anything will be read from the first map; without, there is no `FinestMap`.
-        """
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], FinestMap]:
+        """(V, C, h, w) maps, finest first; the first is without values, which `FinestMap` computes."""
         stem, *coarser_features = features
         maps = [layer(feature) for layer, feature in zip(self.lateral[1:], coarser_features, strict=True)]
         maps[-1] = maps[-1] + self.context(coarser_features[-1].mean((2, 3), keepdim=True))
@@ -48,11 +44,8 @@ class ViewPyramid(nn.Module):
         lateral, smooth = self.lateral[0], self.smooth[0]
         assert isinstance(lateral, nn.Conv2d)
         assert isinstance(smooth, nn.Conv2d)
-        finest_map = FinestMap(stem, maps[0], lateral, smooth)
-        if self.training or torch.is_grad_enabled():
-            return [finest_map.whole(), *smooth_maps], None
-        no_values = stem.new_zeros(()).expand(len(stem), smooth_maps[0].shape[1], *stem.shape[-2:])
-        return [no_values, *smooth_maps], finest_map if finest else None
+        no_values = stem.new_zeros(()).expand(len(stem), smooth.out_channels, *stem.shape[-2:])
+        return [no_values, *smooth_maps], FinestMap(stem, maps[0], lateral, smooth)
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ def view_features(maps: list[Tensor], finest: FinestMap | None) -> ViewFeatures:
 @pytest.fixture(scope="module")
 def both(features: list[Tensor], pyramid: ViewPyramid) -> tuple[ViewFeatures, ViewFeatures]:
     """Features with the whole finest map, and those that compute its cells when they are read."""
-    whole = view_features(*pyramid(features))
     with torch.no_grad():
-        return whole, view_features(*pyramid(features))
+        maps, finest = pyramid(features)
+        return view_features([finest.whole(), *maps[1:]], None), view_features(maps, finest)
 
 
 def test_nodes_and_their_neighbours_read_what_the_whole_map_holds(both: tuple[ViewFeatures, ViewFeatures]) -> None:
@@ -67,14 +67,21 @@ def test_a_projection_of_all_cells_equals_that_of_the_whole_map(
     torch.testing.assert_close(by_cell, whole, atol=1e-4, rtol=1e-4)
 
 
+def test_gradients_are_those_of_the_whole_map(features: list[Tensor], pyramid: ViewPyramid) -> None:
+    nodes = Nodes(torch.tensor([0, 1]), torch.tensor([0, 64]), torch.tensor([127, 3])).neighbourhood()
+    none = torch.zeros(0, dtype=torch.int64)
+    weight = torch.randn(1, CHANNELS, 1, 1)
+    gradients = []
+    for is_whole in (True, False):
+        maps, finest = pyramid(features)
+        rows = view_features([finest.whole(), *maps[1:]], None) if is_whole else view_features(maps, finest)
+        read = rows.at([Nodes(none, none, none), nodes], [64, SIDE])[1]
+        loss = read.square().sum() + rows.project(weight).dense(1, SIDE).square().mean()
+        gradients.append(torch.autograd.grad(loss, [*pyramid.lateral[0].parameters(), *pyramid.smooth[0].parameters()]))
+    for expected, actual in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-4)
+
+
 def test_the_whole_map_is_computed_where_it_is_asked_for(both: tuple[ViewFeatures, ViewFeatures]) -> None:
     with torch.no_grad():
         torch.testing.assert_close(both[1].dense(1, SIDE), both[0].maps[0])
-
-
-def test_without_the_finest_level_nothing_of_it_is_computed(features: list[Tensor], pyramid: ViewPyramid) -> None:
-    with torch.no_grad():
-        maps, finest = pyramid(features, finest=False)
-    assert finest is None
-    assert maps[0].shape == (2, CHANNELS, SIDE, SIDE)
-    assert not maps[0].any()
