@@ -261,7 +261,7 @@ def score_served(served: Served, raw: Sequence[Json] | None, *, threshold: float
         "regions": served.regions,
         "deferred": served.deferred,
         "seconds": served.seconds,
-        "failed": [{"reason": r, "count": len(ids), "tasks": ids} for r, ids in served.failed.items()],
+        "failed": [{"reason": reason, "count": len(ids), "tasks": ids} for reason, ids in served.failed.items()],
         "skipped": dict(served.skipped),
         "served": measure_metrics(truth, served.results, ratio),
         "notes": ["images of failed tasks count as images without detections"] if served.failed else [],

@@ -57,9 +57,11 @@ def drawers(classes: Sequence[str], shown_from: float) -> dict[str, Drawer]:
 
     def draw_with_opencv(instances: Sequence[Instance], height: int, width: int) -> list[EditableObject]:
         visible = [instance for instance in instances if instance.score >= shown_from]
-        polygons = [(i.label, polygon) for i in visible for polygon in opencv(i.mask_hw, PART_BY_PART.tolerance_px)]
-        rings = [(label, polygon.exterior) for label, polygon in polygons if len(polygon.exterior) > 2]
-        regions = [_region(label, ring, height, width) for label, ring in rings]
+        outlines_of_label = [
+            (instance.label, opencv(instance.mask_hw, PART_BY_PART.tolerance_px)) for instance in visible
+        ]
+        rings = [(label, polygon.exterior) for label, polygons in outlines_of_label for polygon in polygons]
+        regions = [_region(label, ring, height, width) for label, ring in rings if len(ring) > 2]
         return [region for region in regions if region.mask_hw.any()]
 
     ways = {SERVED: drawer(Output()), BEFORE: drawer(PART_BY_PART)}
@@ -81,7 +83,7 @@ def opencv(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:
     rings = [cv2.approxPolyDP(ring, tolerance_px, True)[:, 0].astype(np.float64) for ring in contours]
     parents = [-1] * len(rings) if tree is None else tree[0][:, 3].tolist()
     return [
-        Polygon(ring, tuple(hole for hole, p in zip(rings, parents, strict=True) if p == index), tolerance_px)
+        Polygon(ring, tuple(hole for hole, owner in zip(rings, parents, strict=True) if owner == index), tolerance_px)
         for index, (ring, parent) in enumerate(zip(rings, parents, strict=True))
         if parent < 0
     ]
@@ -96,7 +98,7 @@ def shown_regions(result: Sequence[Mapping[str, Any]], height: int, width: int) 
     regions = []
     for entries in by_id.values():
         for item in regions_to_objects(entries, width=width, height=height).objects:
-            points = next((e["value"]["points"] for e in entries if "points" in e.get("value", {})), None)
+            points = next((entry["value"]["points"] for entry in entries if "points" in entry.get("value", {})), None)
             vertices = (
                 np.array(points) * [width, height] / 100 if points else click_vertices(item.mask_hw, GoodOutline())
             )
@@ -147,7 +149,11 @@ def _true_object(label: str, mask_hw: np.ndarray, good: GoodOutline) -> Editable
 def without_crowd(regions: Sequence[EditableObject], sample: Sample) -> list[EditableObject]:
     """Leave out regions that lie mostly in crowd regions: nobody corrects those."""
     crowd_hw = sample.masks[sample.crowd].any(axis=0)
-    return [r for r in regions if 2 * np.count_nonzero(r.mask_hw & crowd_hw) <= np.count_nonzero(r.mask_hw)]
+    return [
+        region
+        for region in regions
+        if 2 * np.count_nonzero(region.mask_hw & crowd_hw) <= np.count_nonzero(region.mask_hw)
+    ]
 
 
 class EqualIou:

@@ -15,20 +15,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from training.datasets.bitmaps import Bdd100kSet, BitmapSet, CityscapesSet
 from training.datasets.coco import CocoSet, LvisSet
 from training.datasets.sample import (
     BadAnnotationError,
     ImageLeftOutError,
+    MadeSamples,
     Policy,
     Problem,
     Problems,
     Sample,
     usable_samples,
 )
-from training.datasets.scenes import ENDLESS, SceneSet
 from training.datasets.via import ViaSet, annotation_file
-from training.synthetic.scenes import SPLITS
+from training.synthetic.scenes import CLASSES, SPLITS, generate_scene, scene_seed
 
 if TYPE_CHECKING:  # sets need no torch
     from detectron2.config import CfgNode
@@ -51,6 +53,24 @@ __all__ = [
     "open_set",
     "usable_samples",
 ]
+
+ENDLESS = 1_000_000  # scenes of a split when no count is given: more than any run sees
+
+
+class SceneSet(MadeSamples):
+    """Generated scenes; each is drawn when it is read."""
+
+    def __init__(self, split: str, count: int = ENDLESS, *, width: int = 384, height: int = 288) -> None:
+        scene_seed(split, 0)
+        super().__init__(range(count), self._drawn, CLASSES)
+        self.split, self.width, self.height, self.problems = split, width, height, Problems()
+
+    def _drawn(self, index: int) -> Sample:
+        scene = generate_scene(scene_seed(self.split, index), width=self.width, height=self.height)
+        masks = np.array([mask for _, mask in scene.instances], bool).reshape(-1, self.height, self.width)
+        classes = np.array([CLASSES.index(label) for label, _ in scene.instances], np.int64)
+        return Sample(scene.image, masks, classes, np.zeros(len(classes), bool), index)
+
 
 AnySet = SceneSet | CocoSet | BitmapSet
 

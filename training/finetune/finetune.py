@@ -344,7 +344,9 @@ def describe(old: Sequence[str], new: Sequence[str], sources: Sequence[str | Non
     """Describe the kept, renamed, added and removed classes, in a line for the log."""
     kinds = {
         "kept": [name for name, source in zip(new, sources, strict=True) if source == name],
-        "renamed": [f"{s} to {n}" for n, s in zip(new, sources, strict=True) if s is not None and s != n],
+        "renamed": [
+            f"{source} to {name}" for name, source in zip(new, sources, strict=True) if source not in (None, name)
+        ],
         "added": [name for name, source in zip(new, sources, strict=True) if source is None],
         "removed": [name for name in old if name not in sources],
     }

@@ -290,7 +290,9 @@ def write_report(outcome: Json, folder: Path) -> Path:
 def rehearsal_markdown(outcome: Json) -> str:
     """Format the report."""
     plan, curve = outcome["plan"], outcome["curve"]
-    rows = ([p["round"], p["version"], f"{p['boundary_ap']:.1f}", f"{p['mask_ap']:.1f}"] for p in curve)
+    rows = [
+        (point["round"], point["version"], f"{point['boundary_ap']:.1f}", f"{point['mask_ap']:.1f}") for point in curve
+    ]
     lines = [
         "# Learning from corrections, rehearsed",
         "",
