@@ -5,6 +5,7 @@ The networks take turns at every image, so what slows the machine slows both.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -122,10 +123,7 @@ def record_precision(directory: Path, outcome: dict[str, Any], set_name: str, co
     update_metadata(directory, {"bf16": figures})
     card = directory / CARD_FILE
     before = card.read_text(encoding="utf-8") if card.is_file() else f"# {metadata['name']}\n"
-    start = before.find(f"\n{_SECTION}\n")
-    if start >= 0:
-        end = before.find("\n## ", start + len(_SECTION))
-        before = before[:start] + (before[end:] if end >= 0 else "")
+    before = re.sub(rf"\n{_SECTION}\n.*?(?=\n## |\Z)", "", before, count=1, flags=re.DOTALL)
     section = f"{_SECTION}\n\n{precision_markdown(outcome, set_name)}\n\n```\n{command}\n```\n"
     write_text(card, f"{before.rstrip()}\n\n{section}")
 
