@@ -95,9 +95,19 @@ EXISTING_PATH = click.Path(exists=True, path_type=Path)
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
+
+def weights_option(text: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make the option `--weights` (or `--model`), a checkpoint by directory or name."""
+    return click.option("--weights", "--model", "weights", type=CHECKPOINT, help=text, **settings)
+
+
 #: Exit code: the gate refused the candidate.
 REFUSED = 3
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+device_option = click.option("--device", type=DEVICE, default="auto", help="auto, cpu, cuda, cuda:1 ...")
+overrides_option = click.option(
+    "--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key."
+)
 threads_option = click.option("--threads", type=click.IntRange(0), default=2, help="0: the machine's.")
 size_option = click.option("--size", nargs=2, type=click.IntRange(32), default=(800, 1216), help="Height, width.")
 

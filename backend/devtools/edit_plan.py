@@ -133,10 +133,11 @@ def _outline_points(mask_hw: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class VertexPlan:
-    """Steps of an annotator on one outline, and whether the outline is good after them."""
+    """Steps of an annotator on one outline, whether it is good after them, and whether it is drawn anew."""
 
     steps: Counter[str]
-    ends_good: bool
+    ends_good: bool = True
+    is_redrawn: bool = False
 
     @property
     def actions(self) -> int:

@@ -185,24 +185,11 @@ def _sides(mask_hw: np.ndarray) -> set[int]:
     return {side for side, line in enumerate((mask_hw[0], mask_hw[-1], mask_hw[:, 0], mask_hw[:, -1])) if line.any()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """The cheapest way from a region to an object."""
-
-    steps: Counter[str]
-    is_redrawn: bool = False
-    ends_good: bool = True
-
-    @property
-    def actions(self) -> int:
-        return actions_of(self.steps)
-
-
 def _cheapest_partners(
     regions: Sequence[EditableObject], truth: Sequence[EditableObject], good: GoodOutline
-) -> tuple[dict[int, int], dict[tuple[int, int], _Plan]]:
+) -> tuple[dict[int, int], dict[tuple[int, int], VertexPlan]]:
     """The region that each object starts from, if any, and the plan for each pair."""
-    plans: dict[tuple[int, int], _Plan] = {}
+    plans: dict[tuple[int, int], VertexPlan] = {}
     if not regions or not truth:
         return {}, plans
     delete = STEPS["delete"][0]
@@ -211,7 +198,7 @@ def _cheapest_partners(
     for index, number in np.argwhere(overlap >= _LEAST_IOU).tolist():
         target = truth[index]
         plan = plans[index, number] = _plan(regions[number], target, good)
-        redraw_actions = _Plan(_drawing(target)).actions + delete
+        redraw_actions = actions_of(_drawing(target)) + delete
         # Of equal costs, a person chooses the region that overlaps more.
         saved_actions[index, number] = redraw_actions - plan.actions + 1e-6 + 1e-3 * overlap[index, number]
     rows, columns = linear_sum_assignment(-saved_actions)
@@ -223,16 +210,16 @@ def _drawing(target: EditableObject) -> Counter[str]:
     return Counter({"draw": 1, "click": len(target.vertices_px) + 1})
 
 
-def _plan(region: EditableObject, target: EditableObject, good: GoodOutline) -> _Plan:
+def _plan(region: EditableObject, target: EditableObject, good: GoodOutline) -> VertexPlan:
     steps: Counter[str] = Counter()
     if region.label != target.label:
         steps["relabel"] = 1
     redrawing = _drawing(target) + Counter({"delete": 1})
     plan = _edited(region, target, good, actions_of(redrawing))
     steps += plan.steps
-    if not plan.ends_good or _Plan(redrawing).actions < _Plan(steps).actions:
-        return _Plan(redrawing, is_redrawn=True, ends_good=target.is_drawn_good)
-    return _Plan(steps)
+    if not plan.ends_good or actions_of(redrawing) < actions_of(steps):
+        return VertexPlan(redrawing, target.is_drawn_good, is_redrawn=True)
+    return VertexPlan(steps)
 
 
 def _edited(region: EditableObject, target: EditableObject, good: GoodOutline, most_actions: int) -> VertexPlan:

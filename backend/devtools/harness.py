@@ -346,7 +346,12 @@ class ServiceHarness:
         environment = {name: value for name, value in os.environ.items() if name not in hidden_names}
         process = subprocess.Popen(
             command,
-            env={**environment, **options, **{PREFIX + n: v for n, v in fixed.items()}, **dict(variables)},
+            env={
+                **environment,
+                **options,
+                **{PREFIX + name: value for name, value in fixed.items()},
+                **dict(variables),
+            },
             stdin=subprocess.PIPE if standard_input else subprocess.DEVNULL,
             # Children are heard on standard error, whatever a test has put in the place of sys.stderr.
             stdout=subprocess.DEVNULL if standard_input else 2,

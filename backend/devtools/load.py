@@ -21,6 +21,7 @@ from typing import Any
 import click
 import numpy as np
 from PIL import Image
+from tabulate import tabulate
 
 from backend.devtools.harness import ServiceHarness, label_config
 from backend.devtools.service_figures import in_ms, measure_prompts, memory_mib, memory_table
@@ -66,7 +67,7 @@ def load(tasks: int, model: Path, stub: bool, memory: int | None, prompts: int |
     load_settings()
     if memory:
         rows = memory_table(None if stub else model, memory)
-        click.echo(json.dumps(rows, indent=2) if as_json else _memory_text(rows))
+        click.echo(json.dumps(rows, indent=2) if as_json else tabulate(rows, "keys", "github", disable_numparse=True))
         return
     figures: Json = {"load average before": round(os.getloadavg()[0], 2)}
     figures |= (
@@ -76,17 +77,10 @@ def load(tasks: int, model: Path, stub: bool, memory: int | None, prompts: int |
     click.echo(json.dumps(figures, indent=2) if as_json else _text(figures))
 
 
-def _memory_text(rows: list[Json]) -> str:
-    """A Markdown table, as in docs/scale.md."""
-    names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def _text(figures: Json) -> str:
     rows = []
     for name, value in figures.items():
-        inner = ", ".join(f"{n} {v}" for n, v in value.items()) if isinstance(value, dict) else value
+        inner = ", ".join(f"{part} {number}" for part, number in value.items()) if isinstance(value, dict) else value
         rows.append(f"{name:26} {inner}")
     return "\n".join(rows)
 
@@ -247,8 +241,8 @@ class ServedModelRun:
         stages_s, used_s, seconds = self.measured(lambda: self._ask(turn * 10_000, self.images))
         return {
             "tasks a second": round(count / seconds, 3),
-            "stages in ms a task": {name: round(s / count * 1000, 1) for name, s in stages_s.items()},
-            "CPU in ms a task": {name: round(s / count * 1000, 1) for name, s in used_s.items()},
+            "stages in ms a task": {name: round(spent_s / count * 1000, 1) for name, spent_s in stages_s.items()},
+            "CPU in ms a task": {name: round(spent_s / count * 1000, 1) for name, spent_s in used_s.items()},
         }
 
     def run_singly(self, count: int) -> Json:
@@ -314,7 +308,10 @@ BATCH_SIZES = (1, 2, 4, 8)
 PICTURES = 48
 # A batch that came apart on a busy machine is asked for again, in all this often as many as are wanted.
 TRIES = 3
-STAGE_COLUMNS = ("images_s", "model_s", "regions_s", "processor_s")
+STAGE_COLUMNS = {
+    **{"images_s": "images", "model_s": "network", "regions_s": "outlines"},
+    **{"processor_s": "the worker's processor"},
+}
 
 
 @click.command()
@@ -366,16 +363,17 @@ def capacity_markdown(figures: Json) -> str:
     """A table for people: median milliseconds a task by batch size."""
     alone = figures["batches"][1]
     overhead_s = statistics.median(row["request_s"] - sum(row[f"{name}_s"] for name in STAGES) for row in alone)
+    medians_ms = [
+        [size, *(1000 * statistics.median(row[name] for row in rows) / size for name in STAGE_COLUMNS)]
+        for size, rows in figures["batches"].items()
+    ]
     lines = [
         f"{figures['cores']} cores; load average {figures['load average before']} before, "
         f"{figures['load average after']} after. Model {figures['model']}; scenes of {WIDTH_PX} x {HEIGHT_PX} px. "
         "Median ms a task:",
         "",
-        "| batch of | images | network | outlines | the worker's processor |",
-        "|---|---|---|---|---|",
+        tabulate(medians_ms, ("batch of", *STAGE_COLUMNS.values()), "github", floatfmt=".1f"),
+        "",
+        f"HTTP and queue add {1000 * overhead_s:.1f} ms to a lone task.",
     ]
-    for size, rows in figures["batches"].items():
-        medians = (1000 * statistics.median(row[name] for row in rows) / size for name in STAGE_COLUMNS)
-        lines.append(f"| {size} | " + " | ".join(f"{value:.1f}" for value in medians) + " |")
-    lines += ["", f"HTTP and queue add {1000 * overhead_s:.1f} ms to a lone task."]
     return "\n".join(lines) + "\n"

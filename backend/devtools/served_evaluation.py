@@ -25,6 +25,7 @@ import click
 import requests
 from pycocotools.coco import COCO
 from requests.adapters import HTTPAdapter
+from tabulate import tabulate
 from urllib3.util import Retry
 
 from backend.devtools.harness import label_config
@@ -53,7 +54,8 @@ MOST_JOBS = 1000
 TRIES = 9
 
 
-AP_HEADER = f"{'mask AP':>10}{'AP50':>8}{'AP75':>8}{'boundary AP':>14}{'AP50':>8}{'AP75':>8}"
+_AP_NAMES = [(kind, name) for kind in ("mask", "boundary") for name in ("AP", "AP50", "AP75")]
+_AP_COLUMNS = ("mask AP", "AP50", "AP75", "boundary AP", "AP50", "AP75")
 
 
 class ServedError(click.ClickException):
@@ -259,7 +261,7 @@ def score_served(served: Served, raw: Sequence[Json] | None, *, threshold: float
         "regions": served.regions,
         "deferred": served.deferred,
         "seconds": served.seconds,
-        "failed": [{"reason": r, "count": len(ids), "tasks": ids} for r, ids in served.failed.items()],
+        "failed": [{"reason": reason, "count": len(ids), "tasks": ids} for reason, ids in served.failed.items()],
         "skipped": dict(served.skipped),
         "served": measure_metrics(truth, served.results, ratio),
         "notes": ["images of failed tasks count as images without detections"] if served.failed else [],
@@ -303,8 +305,7 @@ def comparison_text(outcome: Json) -> str:
     lines = [
         f"{outcome['images']} images of {outcome['set']} through {outcome['url']} "
         f"({', '.join(outcome['versions']) or 'nothing answered'}), {outcome['seconds']:.0f} s, "
-        f"{outcome['objects']} objects in {outcome['regions']} regions, {outcome['deferred']} answers deferred",
-        f"{'':22}{AP_HEADER}",
+        f"{outcome['objects']} objects in {outcome['regions']} regions, {outcome['deferred']} answers deferred"
     ]
     titles = {
         "raw": "raw, all scores",
@@ -312,23 +313,17 @@ def comparison_text(outcome: Json) -> str:
         "served": "served",
         "difference": "served - raw",
     }
-    for key, title in titles.items():
-        if key in outcome:
-            lines.append(f"{title:22}" + ap_cells(outcome[key], "+.2f" if key == "difference" else ".1f"))
+    lines.append(ap_table({title: outcome[key] for key, title in titles.items() if key in outcome}))
     for failure in outcome["failed"]:
         lines.append(f"{failure['count']} failed: {failure['reason']}")
     lines += [f"{count} regions left out: {reason}" for reason, count in outcome["skipped"].items()]
     return "\n".join([*lines, *(f"Note: {note}" for note in outcome["notes"])])
 
 
-def ap_cells(metrics: Metrics, digits: str) -> str:
-    """The columns of `AP_HEADER`."""
-    widths = {"mask": (10, 8, 8), "boundary": (14, 8, 8)}
-    return "".join(
-        f"{100 * metrics[kind][name]:{digits}}".rjust(width)
-        for kind, columns in widths.items()
-        for name, width in zip(("AP", "AP50", "AP75"), columns, strict=True)
-    )
+def ap_table(metrics: Mapping[str, Metrics]) -> str:
+    """Format AP in points, a line for each title."""
+    rows = [(title, *(100 * figures[kind][name] for kind, name in _AP_NAMES)) for title, figures in metrics.items()]
+    return tabulate(rows, ("", *_AP_COLUMNS), "plain", floatfmt=".2f")
 
 
 def evaluate_served(

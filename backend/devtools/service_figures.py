@@ -203,7 +203,9 @@ def _batch_kept_going(
         while not stop.is_set():
             missing_count = level - _waiting(service)
             if missing_count > level // 2:
-                service.predict({next(numbers): addresses[n % len(addresses)] for n in range(missing_count)}, labels)
+                service.predict(
+                    {next(numbers): addresses[place % len(addresses)] for place in range(missing_count)}, labels
+                )
             counts.append(_waiting(service) + _running(service))
             stop.wait(REFILL_S)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import numpy as np
+from tabulate import tabulate
 
 from backend.devtools.edit_plan import GoodOutline
 from backend.devtools.edits import CRUMB_PX, EditableObject, Edits
@@ -56,9 +57,11 @@ def drawers(classes: Sequence[str], shown_from: float) -> dict[str, Drawer]:
 
     def draw_with_opencv(instances: Sequence[Instance], height: int, width: int) -> list[EditableObject]:
         visible = [instance for instance in instances if instance.score >= shown_from]
-        polygons = [(i.label, polygon) for i in visible for polygon in opencv(i.mask_hw, PART_BY_PART.tolerance_px)]
-        rings = [(label, polygon.exterior) for label, polygon in polygons if len(polygon.exterior) > 2]
-        regions = [_region(label, ring, height, width) for label, ring in rings]
+        outlines_of_label = [
+            (instance.label, opencv(instance.mask_hw, PART_BY_PART.tolerance_px)) for instance in visible
+        ]
+        rings = [(label, polygon.exterior) for label, polygons in outlines_of_label for polygon in polygons]
+        regions = [_region(label, ring, height, width) for label, ring in rings if len(ring) > 2]
         return [region for region in regions if region.mask_hw.any()]
 
     ways = {SERVED: drawer(Output()), BEFORE: drawer(PART_BY_PART)}
@@ -80,7 +83,7 @@ def opencv(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:
     rings = [cv2.approxPolyDP(ring, tolerance_px, True)[:, 0].astype(np.float64) for ring in contours]
     parents = [-1] * len(rings) if tree is None else tree[0][:, 3].tolist()
     return [
-        Polygon(ring, tuple(hole for hole, p in zip(rings, parents, strict=True) if p == index), tolerance_px)
+        Polygon(ring, tuple(hole for hole, owner in zip(rings, parents, strict=True) if owner == index), tolerance_px)
         for index, (ring, parent) in enumerate(zip(rings, parents, strict=True))
         if parent < 0
     ]
@@ -95,7 +98,7 @@ def shown_regions(result: Sequence[Mapping[str, Any]], height: int, width: int) 
     regions = []
     for entries in by_id.values():
         for item in regions_to_objects(entries, width=width, height=height).objects:
-            points = next((e["value"]["points"] for e in entries if "points" in e.get("value", {})), None)
+            points = next((entry["value"]["points"] for entry in entries if "points" in entry.get("value", {})), None)
             vertices = (
                 np.array(points) * [width, height] / 100 if points else click_vertices(item.mask_hw, GoodOutline())
             )
@@ -146,7 +149,11 @@ def _true_object(label: str, mask_hw: np.ndarray, good: GoodOutline) -> Editable
 def without_crowd(regions: Sequence[EditableObject], sample: Sample) -> list[EditableObject]:
     """Leave out regions that lie mostly in crowd regions: nobody corrects those."""
     crowd_hw = sample.masks[sample.crowd].any(axis=0)
-    return [r for r in regions if 2 * np.count_nonzero(r.mask_hw & crowd_hw) <= np.count_nonzero(r.mask_hw)]
+    return [
+        region
+        for region in regions
+        if 2 * np.count_nonzero(region.mask_hw & crowd_hw) <= np.count_nonzero(region.mask_hw)
+    ]
 
 
 class EqualIou:
@@ -264,22 +271,22 @@ def _predicted(predictor: Any, samples: AnySet) -> Iterable[tuple[Sample, list[I
 def edits_text(outcome: Json) -> str:
     """Format the outcome for people."""
     good = outcome["good"]
-    columns = ("actions", "seconds", "untouched", "regions", "parts", "vertices")
-    count_columns = ("doubles", "false", "misses", "redrawn", "not_good")
+    digits = {"actions_per_object": ".2f", "seconds_per_object": ".1f", "untouched_share": ".1%"}
+    digits |= {"regions_per_object": ".2f", "parts_per_object": ".2f", "vertices_per_object": ".1f"}
+    counts = ("doubles", "false", "misses", "redrawn", "not_good")
     lines = [
         f"{outcome['images']} images of {outcome['set']}, {outcome['objects']} objects, {outcome['source']}, "
         f"scores from {outcome['shown_from']:g}",
         f"good: IoU of at least {good['iou']:g}, no outline point farther than {good['distance_px']:g} px",
     ]
     for annotator, ways in outcome["edits"].items():
-        heading = f"{annotator} annotator, an object:"
-        lines.append(
-            f"{heading:36}"
-            + "".join(f"{column:>10}" for column in columns)
-            + f"{'in all:':>10}"
-            + "".join(f"{column.replace('_', ' '):>9}" for column in count_columns)
-        )
-        lines += [_line(way, sums, count_columns) for way, sums in ways.items()]
+        rows = [
+            [way, *(format(sums[key], form) for key, form in digits.items()), "", *(sums[key] for key in counts)]
+            for way, sums in ways.items()
+        ]
+        columns = (*(key.partition("_")[0] for key in digits), "in all:", *(key.replace("_", " ") for key in counts))
+        names = (f"{annotator} annotator, an object:", *columns)
+        lines.append(tabulate(rows, names, "plain", disable_numparse=True, colalign=("left", *["right"] * 12)))
     figures, parts = outcome["edits"][LITERAL][SERVED], outcome["edits"][PRACTISED][SERVED]["true_parts_per_object"]
     lines += [
         f"the truth has {figures['true_parts_per_object']:.2f} parts an object, {parts:.2f} without crumbs; doubles "
@@ -294,16 +301,3 @@ def edits_text(outcome: Json) -> str:
             f"({-equal['saved']:+.0%})"
         )
     return "\n".join(lines)
-
-
-def _line(way: str, sums: Mapping[str, Any], count_columns: Sequence[str]) -> str:
-    cells = [
-        f"{sums['actions_per_object']:.2f}",
-        f"{sums['seconds_per_object']:.1f}",
-        f"{sums['untouched_share']:.1%}",
-        f"{sums['regions_per_object']:.2f}",
-        f"{sums['parts_per_object']:.2f}",
-        f"{sums['vertices_per_object']:.1f}",
-    ]
-    counts = [str(sums[column]) for column in count_columns]
-    return f"{way:36}" + "".join(f"{c:>10}" for c in cells) + " " * 10 + "".join(f"{c:>9}" for c in counts)

@@ -20,12 +20,12 @@ from typing import Any
 import click
 import torch
 from detectron2.utils.events import EventStorage
+from tabulate import tabulate
 from torch import Tensor, nn
 
 from model.files import write_text
 from training.benchmark.cost.comparison import CostSetting, compare_heads, compare_networks, compare_training
 from training.benchmark.cost.measures import alternate, training_record
-from training.benchmark.tables import markdown_table
 
 CONFIG = "released/R50-FPN"
 TINY = (
@@ -265,7 +265,8 @@ def report_markdown(outcomes: list[Outcome], scale: Scale) -> str:
     ]
     facts = f"{setting.config}, {setting.width} x {setting.height} px, {scale.instances} instances"
     lines = [f"# GPU check on {place}", "", f"{facts}, torch {torch.__version__}", ""]
-    return "\n".join([*lines, *markdown_table(("check", "aim", "figure", "", "s"), rows)]) + "\n"
+    table = tabulate(rows, ("check", "aim", "figure", "", "s"), "github", disable_numparse=True)
+    return "\n".join([*lines, table]) + "\n"
 
 
 @click.command()

@@ -78,7 +78,7 @@ class Measurement:
         details: dict[str, Any] = {}
         if {"AP", "AP50", "APs", "APm", "APl"} & set(names):
             details["mask"] = coco_ap(self.truth, self.masks, "segm")
-            values |= {k: details["mask"][k] for k in ("AP", "AP50", "APs", "APm", "APl")}
+            values |= {name: details["mask"][name] for name in ("AP", "AP50", "APs", "APm", "APl")}
         if {"APB", "APB50"} & set(names):
             details["boundary"] = coco_ap(self.truth, self.masks, "boundary", ratio=self.data.ratio)
             values |= {"APB": details["boundary"]["AP"], "APB50": details["boundary"]["AP50"]}
@@ -164,7 +164,7 @@ class _Bdd100k:
     def add(self, index: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
         bitmask = merged(masks, [int(number) + 1 for number in classes], scores.tolist())
         self.evaluation.add(
-            self.samples.truth_image(index), bitmask, {n: float(score) for n, score in enumerate(scores, 1)}
+            self.samples.truth_image(index), bitmask, {number: float(score) for number, score in enumerate(scores, 1)}
         )
 
     def values(self) -> dict[str, float]:

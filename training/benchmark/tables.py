@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from tabulate import tabulate
 
 from model.files import write_text
 
@@ -146,12 +147,6 @@ def as_list(change: Overrides) -> list[Any]:
 Results = dict[str, list[dict[str, Any]]]
 
 
-def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Lines of a Markdown table."""
-    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    return lines + ["| " + " | ".join(map(str, cells)) + " |" for cells in rows]
-
-
 def build_table_report(table: Table, results: Results, *, setting: dict[str, Any]) -> dict[str, Any]:
     """Build the report of a table's run, for JSON.
 
@@ -203,21 +198,13 @@ def table_report_markdown(report: dict[str, Any]) -> str:
     lines = [f"# Table {report['table']}: {report['title']}", ""]
     lines += [f"- {key}: {value}" for key, value in report["setting"].items()]
     lines += [f"- {report['note']}"] if report["note"] else []
-    lines += [
-        "",
-        "A cell is paper / **measured** (difference); _quoted_ rows were not run; - is not measured.",
-        "",
-        *markdown_table(
-            ["", *(COLUMNS[column][0] for column in columns)],
-            (
-                [
-                    f"_{row['name']} (quoted)_" if row["quoted"] else row["name"],
-                    *(_cell(row, column) for column in columns),
-                ]
-                for row in report["rows"]
-            ),
-        ),
+    headings = ["", *(COLUMNS[column][0] for column in columns)]
+    cells = [
+        [f"_{row['name']} (quoted)_" if row["quoted"] else row["name"], *(_cell(row, column) for column in columns)]
+        for row in report["rows"]
     ]
+    lines += ["", "A cell is paper / **measured** (difference); _quoted_ rows were not run; - is not measured.", ""]
+    lines.append(tabulate(cells, headings, "github", disable_numparse=True))
     notes = [f"- {row['name']}: {row['note']}" for row in report["rows"] if row["note"] and not row["quoted"]]
     return "\n".join(lines + (["", *notes] if notes else [])) + "\n"
 

@@ -15,20 +15,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from training.datasets.bitmaps import Bdd100kSet, BitmapSet, CityscapesSet
 from training.datasets.coco import CocoSet, LvisSet
 from training.datasets.sample import (
     BadAnnotationError,
     ImageLeftOutError,
+    MadeSamples,
     Policy,
     Problem,
     Problems,
     Sample,
     usable_samples,
 )
-from training.datasets.scenes import ENDLESS, SceneSet
 from training.datasets.via import ViaSet, annotation_file
-from training.synthetic.scenes import SPLITS
+from training.synthetic.scenes import CLASSES, SPLITS, generate_scene, scene_seed
 
 if TYPE_CHECKING:  # sets need no torch
     from detectron2.config import CfgNode
@@ -52,12 +54,28 @@ __all__ = [
     "usable_samples",
 ]
 
+ENDLESS = 1_000_000  # scenes of a split when no count is given: more than any run sees
+
+
+class SceneSet(MadeSamples):
+    """Generated scenes; each is drawn when it is read."""
+
+    def __init__(self, split: str, count: int = ENDLESS, *, width: int = 384, height: int = 288) -> None:
+        scene_seed(split, 0)
+        super().__init__(range(count), self._drawn, CLASSES)
+        self.split, self.width, self.height, self.problems = split, width, height, Problems()
+
+    def _drawn(self, index: int) -> Sample:
+        scene = generate_scene(scene_seed(self.split, index), width=self.width, height=self.height)
+        masks = np.array([mask for _, mask in scene.instances], bool).reshape(-1, self.height, self.width)
+        classes = np.array([CLASSES.index(label) for label, _ in scene.instances], np.int64)
+        return Sample(scene.image, masks, classes, np.zeros(len(classes), bool), index)
+
+
 AnySet = SceneSet | CocoSet | BitmapSet
 
 
-def open_set(
-    name: str, *, width: int = 384, height: int = 288, cache: Path | None = None, missing: Policy = "fatal"
-) -> AnySet:
+def open_set(name: str, *, width: int = 384, height: int = 288, missing: Policy = "fatal") -> AnySet:
     """Open the set of a name (see the module's table).
 
     Args:
@@ -72,7 +90,7 @@ def open_set(
     kind, _, rest = name.partition(":")
     first, colon, second = rest.rpartition(":") if kind in ("cityscapes", "bdd100k", "via") else split_after_file(rest)
     if kind == "scenes" and first in SPLITS and (not second or second.isdigit()):
-        return SceneSet(first, int(second or ENDLESS), width=width, height=height, cache=cache)
+        return SceneSet(first, int(second or ENDLESS), width=width, height=height)
     if kind == "via" and rest:
         if Path(rest).is_dir() or not first:
             first, second = rest, ""
@@ -88,15 +106,9 @@ def open_set(
 
 
 def open_configured_set(name: str, cfg: CfgNode) -> AnySet:
-    """Open the set of a name with the scene size, cache and policy of a configuration's ``TRAINING`` keys."""
+    """Open the set of a name with the scene size and policy of a configuration's ``TRAINING`` keys."""
     keys = cfg.TRAINING
-    return open_set(
-        name,
-        width=keys.SCENE_WIDTH,
-        height=keys.SCENE_HEIGHT,
-        cache=Path(keys.SCENE_CACHE) if keys.SCENE_CACHE else None,
-        missing=keys.MISSING_IMAGES,
-    )
+    return open_set(name, width=keys.SCENE_WIDTH, height=keys.SCENE_HEIGHT, missing=keys.MISSING_IMAGES)
 
 
 def split_after_file(rest: str) -> tuple[str, str, str]:

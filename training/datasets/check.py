@@ -214,6 +214,10 @@ class Doubt:
         verdict = f"labelled {self.label!r}, the model sees {self.predicted!r} ({self.disagreement:.2f})"
         return f"image {self.image_id}, {self.place}: {verdict}"
 
+    def captioned(self) -> tuple[Image.Image, str, str]:
+        """The picture, with the label and the model's prediction as lines above it."""
+        return self.picture, f"{self.image_id}: {self.label}", f"model: {self.predicted} {self.disagreement:.2f}"
+
 
 def doubted_labels(
     samples: AnySet, indices: Sequence[int], predict: Predict, progress: Callable[[int], object] = int
@@ -253,12 +257,3 @@ def doubts_of(sample: Sample, class_names: Sequence[str], instances: Sequence[In
             picture = object_picture(sample.image, sample.masks[n])
             doubts.append((int(n), Doubt(sample.image_id, f"object {n}", label, predicted, disagreement, picture)))
     return doubts
-
-
-def save_doubts(doubts: Sequence[Doubt], file: Path) -> None:
-    """Write small pictures of doubted labels, with the label and the model's prediction above each."""
-    captions = [
-        (doubt.picture, f"{doubt.image_id}: {doubt.label}", f"model: {doubt.predicted} {doubt.disagreement:.2f}")
-        for doubt in doubts
-    ]
-    save_pictures(captions, file)

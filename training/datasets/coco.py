@@ -76,8 +76,12 @@ class CocoSet(Sequence[Sample]):
         }
 
     def _records(self) -> Any:
+        return self._content("; give coco:ANNOTATIONS.json:IMAGES/")
+
+    def _content(self, hint: str) -> Any:
+        """Parsed JSON of the annotation file; `hint` ends the error where there is none."""
         if not self.annotations.is_file():
-            raise FileNotFoundError(f"no annotation file {self.annotations}; give coco:ANNOTATIONS.json:IMAGES/")
+            raise FileNotFoundError(f"no annotation file {self.annotations}{hint}")
         try:
             return read_json(self.annotations)
         except RecordError as error:

@@ -279,7 +279,7 @@ def _polygons(segmentation: Any) -> tuple[Any, str]:
     if not isinstance(segmentation, list) or not segmentation:
         return None, f"segmentation is {short(segmentation)}"
     is_bare = all(map(is_number, segmentation)) or all(
-        isinstance(p, list) and len(p) == 2 for p in segmentation
+        isinstance(point, list) and len(point) == 2 for point in segmentation
     )  # one polygon
     polygons = [_flat(polygon) for polygon in ([segmentation] if is_bare else segmentation)]
     good = [polygon for polygon in polygons if not _degenerate(polygon)]
@@ -293,7 +293,7 @@ def _polygons(segmentation: Any) -> tuple[Any, str]:
 
 def _flat(polygon: Any) -> Any:
     """Coordinates x, y, x, y ... of a polygon, also of [x, y] pairs and of texts; anything else unchanged."""
-    if isinstance(polygon, list) and polygon and all(isinstance(p, list) and len(p) == 2 for p in polygon):
+    if isinstance(polygon, list) and polygon and all(isinstance(point, list) and len(point) == 2 for point in polygon):
         polygon = [value for point in polygon for value in point]
     try:
         is_text = isinstance(polygon, list) and any(isinstance(value, str) for value in polygon)

@@ -6,6 +6,7 @@ run) alone, so a resumed run sees the same inputs as an uninterrupted one, whate
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -18,7 +19,6 @@ from detectron2.data.detection_utils import build_augmentation
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch.utils.data import DataLoader, Dataset
 
-from training import distributed as processes
 from training.datasets import AnySet, CocoSet, ImageLeftOutError, Sample, open_configured_set, usable_samples
 from training.datasets.sample import SampleSet, WeightedSample
 
@@ -134,20 +134,16 @@ def _instances(
 
 
 class _Positions:
-    """Positions of this process's share of every batch, from iteration `first_iteration` on, without end."""
+    """Positions of one process's share of every batch, from iteration `first_iteration` on, without end."""
 
-    def __init__(self, batch: int, first_iteration: int) -> None:
-        if batch % processes.process_count():
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH {batch} is no multiple of the {processes.process_count()} processes"
-            )
-        self.batch, self.first = batch, first_iteration
+    def __init__(self, batch: int, first_iteration: int, rank: int, processes: int) -> None:
+        if batch % processes:
+            raise ValueError(f"SOLVER.IMS_PER_BATCH {batch} is no multiple of the {processes} processes")
+        self.batch, self.first, self.rank, self.processes = batch, first_iteration, rank, processes
 
     def __iter__(self) -> Iterator[list[int]]:
-        start, step = self.first * self.batch + processes.rank(), processes.process_count()
-        while True:
-            yield list(range(start, start - processes.rank() + self.batch, step))
-            start += self.batch
+        for iteration in itertools.count(self.first):
+            yield list(range(iteration * self.batch + self.rank, (iteration + 1) * self.batch, self.processes))
 
 
 def training_samples(cfg: CfgNode) -> TrainingSamples:
@@ -167,12 +163,14 @@ def _holds_objects(samples: AnySet) -> bool:
     return any(not sample.crowd.all() for _, sample in usable_samples(samples))
 
 
-def training_loader(samples: TrainingSamples, cfg: CfgNode, *, first_iteration: int = 0) -> DataLoader[Record]:
-    """Batches as lists of network inputs, from iteration `first_iteration` on; never ends."""
+def training_loader(
+    samples: TrainingSamples, cfg: CfgNode, *, first_iteration: int = 0, rank: int = 0, processes: int = 1
+) -> DataLoader[Record]:
+    """Batches of the process with that rank as lists of network inputs, from `first_iteration` on; never ends."""
     workers = cfg.DATALOADER.NUM_WORKERS
     return DataLoader(
         samples,
-        batch_sampler=_Positions(cfg.SOLVER.IMS_PER_BATCH, first_iteration),
+        batch_sampler=_Positions(cfg.SOLVER.IMS_PER_BATCH, first_iteration, rank, processes),
         num_workers=workers,
         collate_fn=list,
         prefetch_factor=4 if workers else None,

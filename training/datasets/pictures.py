@@ -35,7 +35,9 @@ def outline_of(mask_hw: np.ndarray) -> np.ndarray:
     return outline
 
 
-def tinted(image: np.ndarray, masks: Sequence[np.ndarray] | np.ndarray, colours: np.ndarray) -> np.ndarray:
+def tinted(
+    image: np.ndarray, masks: Sequence[np.ndarray] | np.ndarray, colours: Sequence[np.ndarray] | np.ndarray
+) -> np.ndarray:
     """Tint bool N x H x W masks over an RGB uint8 image and draw their outlines, in RGB colours (N, 3)."""
     picture = image.astype(np.float32)
     for mask, colour in zip(masks, colours, strict=True):

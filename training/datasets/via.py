@@ -13,7 +13,7 @@ import numpy as np
 
 from model.images import ImageError, read_header
 from training.datasets.coco import CocoSet, file_names, is_file
-from training.metrics.coco_schema import RecordError, is_number, read_json
+from training.metrics.coco_schema import is_number
 
 _FILE = "via_region_data.json"
 _ROUND_POINTS = 180  # corners of the outline of a circle or an ellipse
@@ -102,14 +102,7 @@ class ViaSet(CocoSet):
                 self.problems.note(self.annotations, f"attribute {name!r:.40}", "one class", detail, repaired=True)
 
     def _entries(self) -> dict[str, dict[str, Any]]:
-        if not self.annotations.is_file():
-            raise FileNotFoundError(
-                f"no annotation file {self.annotations}, nor any one JSON file beside it; give via:FOLDER[:LABEL]"
-            )
-        try:
-            entries = read_json(self.annotations)
-        except RecordError as error:
-            raise ValueError(f"{self.annotations} is no JSON: {error}") from error
+        entries = self._content(", nor any one JSON file beside it; give via:FOLDER[:LABEL]")
         if isinstance(entries, dict):
             entries = entries.get("_via_img_metadata", entries)  # a whole project of VIA 2
         if not isinstance(entries, dict):

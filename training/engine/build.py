@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.solver.build import get_default_optimizer_params
 from torch import Tensor, nn
 
 from model.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from model.config import add_transfiner_config, find_config
 from model.network import build_network
-from training import distributed as processes
+from training.engine import distributed as processes
 
 logger = logging.getLogger(__name__)
 Batch = list[dict[str, Any]]
@@ -57,8 +58,6 @@ def add_training_config(cfg: CfgNode) -> None:
     # Size in pixels of generated scenes.
     node.SCENE_WIDTH = 384
     node.SCENE_HEIGHT = 288
-    # Folder that keeps drawn scenes for the next epoch or run ("": draw each anew).
-    node.SCENE_CACHE = ""
     # Also mirror top to bottom, for pictures that have no up and down (INPUT.RANDOM_FLIP mirrors left to right).
     node.FLIP_VERTICAL = False
     # Threads of the arithmetic (0: torch's default).
@@ -236,16 +235,23 @@ def checked_precision(name: str, device_type: str) -> torch.dtype | None:
     return DTYPES[name]
 
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-
-
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build AdamW or SGD; norms and biases without weight decay, the backbone's bottom-up part at its own rate.
 
     Raises:
         ValueError: ``TRAINING.OPTIMIZER`` is neither.
     """
-    groups = list(_parameter_groups(cfg, model))
+    without_decay = {"weight_decay": 0.0}
+    groups: list[dict[str, Any]] = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        weight_decay_norm=0.0,
+        lr_factor_func=lambda name: cfg.TRAINING.BACKBONE_LR_FACTOR if name.startswith("backbone.bottom_up") else 1.0,
+        overrides={"bias": without_decay, "in_proj_bias": without_decay},
+    )
+    for group in groups:
+        group["lr_at_start"] = group["lr"]
     if cfg.TRAINING.OPTIMIZER == "AdamW":
         return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)
     if cfg.TRAINING.OPTIMIZER == "SGD":
@@ -253,20 +259,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV
         )
     raise ValueError(f"TRAINING.OPTIMIZER is {cfg.TRAINING.OPTIMIZER!r}; choose AdamW or SGD")
-
-
-def _parameter_groups(cfg: CfgNode, model: nn.Module) -> Iterable[dict[str, object]]:
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for module_name, module in model.named_modules():
-        factor = cfg.TRAINING.BACKBONE_LR_FACTOR if module_name.startswith("backbone.bottom_up") else 1.0
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                is_undecayed = isinstance(module, NORMS) or name.endswith("bias")
-                decay = 0.0 if is_undecayed else cfg.SOLVER.WEIGHT_DECAY
-                groups.setdefault((factor, decay), []).append(parameter)
-    for (factor, decay), parameters in groups.items():
-        lr = cfg.SOLVER.BASE_LR * factor
-        yield {"params": parameters, "lr": lr, "lr_at_start": lr, "weight_decay": decay}
 
 
 def run_fraction(cfg: CfgNode, iteration: int, elapsed_s: float) -> float:

@@ -29,12 +29,11 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from model.checkpoints.checkpoint import save_checkpoint
-from model.checkpoints.metadata import METADATA_FILE, read_metadata
-from model.files import replacing, replacing_folder, write_text
-from training import distributed as processes
+from model.checkpoints.metadata import read_metadata, update_metadata
+from model.files import replacing, replacing_folder
 from training.datasets import AnySet, CityscapesSet, open_configured_set
 from training.datasets.loader import TrainingSamples, training_loader, training_samples
-from training.distributed import keep_freed_memory
+from training.engine import distributed as processes
 from training.engine.build import (
     Batch,
     LearningStep,
@@ -46,7 +45,7 @@ from training.engine.build import (
     set_lr,
 )
 from training.engine.log import EVALUATIONS_FILE, PROGRESS_FILE, OnProgress, RunLog, RunProgress, write_progress
-from training.evaluation.run import evaluate_checkpoint
+from training.evaluation.run import evaluate_checkpoint, keep_freed_memory
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "state.pt"
@@ -112,7 +111,8 @@ class Trainer:
         """
         torch.set_num_threads(self.cfg.TRAINING.THREADS or processes.threads_each())
         keep_freed_memory(self.cfg.MODEL.DEVICE)
-        loader = training_loader(self.samples, self.cfg, first_iteration=self.progress.iteration)
+        share = {"rank": processes.rank(), "processes": processes.process_count()}
+        loader = training_loader(self.samples, self.cfg, first_iteration=self.progress.iteration, **share)
         self.model.train()
         processes.share_start(self.model)
         with self.stop, self._log() as log:
@@ -346,8 +346,7 @@ class Checks:
             return
         if best.is_dir() and read_metadata(best)["evaluation"][key] >= mask_ap:
             return
-        evaluation = {"iteration": iteration} | figures
-        _replace(best, checkpoint, read_metadata(checkpoint) | {"evaluation": evaluation})
+        copy_checkpoint(checkpoint, best, {"evaluation": {"iteration": iteration} | figures})
 
 
 def _boundary_ratio(samples: AnySet) -> float:
@@ -355,7 +354,8 @@ def _boundary_ratio(samples: AnySet) -> float:
     return 0.005 if isinstance(samples, CityscapesSet) else 0.02
 
 
-def _replace(target: Path, checkpoint: Path, metadata: dict[str, Any]) -> None:
+def copy_checkpoint(checkpoint: Path, target: Path, facts: dict[str, Any]) -> None:
+    """Copy a checkpoint directory, with more entries in its metadata; the target appears whole or stays as it was."""
     with replacing_folder(target) as staged:
         shutil.copytree(checkpoint, staged, dirs_exist_ok=True)
-        write_text(staged / METADATA_FILE, json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
+        update_metadata(staged, facts)

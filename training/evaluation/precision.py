@@ -5,6 +5,7 @@ The networks take turns at every image, so what slows the machine slows both.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.structures import Instances
+from tabulate import tabulate
 from torch import nn
 
 from model.checkpoints.metadata import CARD_FILE, read_metadata, update_metadata
@@ -121,30 +123,26 @@ def record_precision(directory: Path, outcome: dict[str, Any], set_name: str, co
     update_metadata(directory, {"bf16": figures})
     card = directory / CARD_FILE
     before = card.read_text(encoding="utf-8") if card.is_file() else f"# {metadata['name']}\n"
-    start = before.find(f"\n{_SECTION}\n")
-    if start >= 0:
-        end = before.find("\n## ", start + len(_SECTION))
-        before = before[:start] + (before[end:] if end >= 0 else "")
+    before = re.sub(rf"\n{_SECTION}\n.*?(?=\n## |\Z)", "", before, count=1, flags=re.DOTALL)
     section = f"{_SECTION}\n\n{precision_markdown(outcome, set_name)}\n\n```\n{command}\n```\n"
     write_text(card, f"{before.rstrip()}\n\n{section}")
 
 
 def precision_markdown(outcome: dict[str, Any], set_name: str) -> str:
     """Write the outcome as a Markdown table, AP in points."""
+    ms, single = outcome["cpu_ms"], outcome["single_masks"]
+    rows = []
+    for kind in ("mask", "boundary"):
+        ap = {name: 100 * value for name, value in outcome[f"{kind}_ap"].items()}
+        interval = f"{ap['difference']:+.2f} ({ap['low']:+.2f} to {ap['high']:+.2f})"
+        rows.append((f"{kind} AP", f"{ap['fp32']:.2f}", f"{ap['bf16']:.2f}", interval))
+    times_faster = f"{ms['fp32'] / ms['bf16']:.2f} times faster"
+    rows.append(("CPU ms an image", f"{ms['fp32']:.0f}", f"{ms['bf16']:.0f}", times_faster))
     lines = [
         f"On {outcome['images']} images of `{set_name}`, {outcome['threads']} thread(s) of a CPU; bf16 as "
         "`TRANSFINER_PRECISION` has it:",
         "",
-        "| | fp32 | bf16 | difference (95 %) |",
-        "|---|---|---|---|",
-    ]
-    for kind in ("mask", "boundary"):
-        ap = {name: 100 * value for name, value in outcome[f"{kind}_ap"].items()}
-        interval = f"{ap['difference']:+.2f} ({ap['low']:+.2f} to {ap['high']:+.2f})"
-        lines.append(f"| {kind} AP | {ap['fp32']:.2f} | {ap['bf16']:.2f} | {interval} |")
-    ms, single = outcome["cpu_ms"], outcome["single_masks"]
-    lines += [
-        f"| CPU ms an image | {ms['fp32']:.0f} | {ms['bf16']:.0f} | {ms['fp32'] / ms['bf16']:.2f} times faster |",
+        tabulate(rows, ("", "fp32", "bf16", "difference (95 %)"), "github", disable_numparse=True),
         "",
         f"Single masks: mean IoU {single['mean_iou']:.3f} with fp32's, median {single['median_iou']:.3f}; "
         f"{100 * single['below_0.9']:.1f} % of {single['count']} below 0.9. "

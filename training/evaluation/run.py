@@ -6,7 +6,9 @@ threads an image's arithmetic is the same in every process.
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,7 +27,6 @@ from model.config import override
 from model.network import build_network
 from training.datasets import AnySet, ImageLeftOutError, Sample
 from training.datasets.loader import to_test_input
-from training.distributed import keep_freed_memory
 from training.evaluation.coco_format import TruthBuilder, instance_results
 from training.metrics.coco import coco_ap
 from training.metrics.parallel import map_in_processes
@@ -66,7 +67,7 @@ def load_for_evaluation(
 ) -> tuple[nn.Module, CfgNode, tuple[str, ...]]:
     """The network of a checkpoint, keeping its coarse masks; its configuration and class names.
 
-    On a CPU this process keeps freed memory from now on, see `training.distributed`.
+    On a CPU this process keeps freed memory from now on, see `keep_freed_memory`.
 
     Raises:
         CheckpointError: the directory is no checkpoint, or its weights do not fit its configuration.
@@ -194,3 +195,22 @@ def _evaluate_image(index: int, keep_sample: bool) -> _ImageResult | None:
 def infer(network: nn.Module, record: dict[str, Any]) -> Instances:
     """Detections of one network input, on the CPU."""
     return network([record])[0]["instances"].to("cpu")
+
+
+# Parameters of mallopt(3), by the numbers that glibc's malloc.h gives them.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# Larger tensors still come from the system one by one; up to this much may lie idle at the heap's end.
+KEPT_BYTES = 1 << 30
+
+
+def keep_freed_memory(device: str = "cpu") -> bool:
+    """Make the C library keep freed memory for later tensors, for the rest of this process.
+
+    A feature map of a large image has tens of megabytes. glibc gets each from the system and returns it as soon as it
+    is freed, and the system clears every page again. It cannot be undone. Returns whether anything changed: nothing
+    does for a GPU or another C library than glibc.
+    """
+    if not device.startswith("cpu") or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)) and bool(mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,17 +26,17 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from model.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from model.checkpoints.metadata import METADATA_FILE, read_metadata
+from model.checkpoints.metadata import METADATA_FILE
 from model.checkpoints.state_dict import load_weights
 from model.config import override
-from model.files import replacing_folder, write_text
+from model.files import write_text
 from model.inference.predictor import choose_device
 from model.network import build_network
-from training import distributed as processes
 from training.datasets.loader import TrainingSamples
+from training.engine import distributed as processes
 from training.engine.build import add_training_config, suit_device
 from training.engine.log import PROGRESS_FILE, OnProgress, RunProgress, write_progress
-from training.engine.trainer import STATE_FILE, Trainer
+from training.engine.trainer import STATE_FILE, Trainer, copy_checkpoint
 from training.finetune.plan import FinetuneData, FinetuneSettings, finetune_data
 from training.snapshots.format import open_snapshot
 
@@ -123,7 +122,7 @@ def _finetune(
             f"stopped after {progress.iteration} of {trainer.cfg.SOLVER.MAX_ITER} iterations; the same command goes on"
         )
     if processes.rank() == 0:
-        _publish(out / RUN / CHECKPOINT, result)
+        copy_checkpoint(out / RUN / CHECKPOINT, result, {})
         tell(RunProgress(progress.iteration, progress.iteration, "done", {}, 0.0, progress.elapsed_s))
     return result
 
@@ -188,12 +187,6 @@ def _claim(out: Path, request: dict[str, Any]) -> None:
             )
     elif processes.rank() == 0:
         write_text(path, json.dumps(plain, indent=2) + "\n")
-
-
-def _publish(checkpoint: Path, result: Path) -> None:
-    with replacing_folder(result) as staged:
-        shutil.copytree(checkpoint, staged, dirs_exist_ok=True)
-        read_metadata(staged)
 
 
 class _ProgressReporter:
@@ -344,7 +337,9 @@ def describe(old: Sequence[str], new: Sequence[str], sources: Sequence[str | Non
     """Describe the kept, renamed, added and removed classes, in a line for the log."""
     kinds = {
         "kept": [name for name, source in zip(new, sources, strict=True) if source == name],
-        "renamed": [f"{s} to {n}" for n, s in zip(new, sources, strict=True) if s is not None and s != n],
+        "renamed": [
+            f"{source} to {name}" for name, source in zip(new, sources, strict=True) if source not in (None, name)
+        ],
         "added": [name for name, source in zip(new, sources, strict=True) if source is None],
         "removed": [name for name in old if name not in sources],
     }

@@ -124,19 +124,16 @@ def well_formed(counts: Sequence[bytes], pixels: np.ndarray) -> np.ndarray:
     good = np.ones(len(counts), bool)
     for first, runs in in_chunks(counts):
         part = slice(first, first + len(runs))
+        sizes = np.array([len(run_lengths) for run_lengths in counts[part]], np.int64)
         text = np.frombuffer(b"".join(counts[part]), np.uint8)
-        owner = np.repeat(np.arange(len(runs)), [len(run_lengths) for run_lengths in counts[part]])
-        strange = (text < 48) | (text > 111)
-        more = ((text - 48) & 32) != 0
-        cut = np.array([bool(run_lengths) and bool((run_lengths[-1] - 48) & 32) for run_lengths in counts[part]], bool)
-        ends = np.cumsum([len(run_lengths) for run_lengths in counts[part]])
-        more[ends[ends > 0] - 1] = False  # no number reaches into the next mask
-        endless = more.copy()
-        for groups in range(1, _MOST_GROUPS):
-            endless[groups:] &= more[: max(0, len(more) - groups)]
-            endless[:groups] = False
-        good[part] = fits(runs, pixels[part]) & ~cut
-        good[first + owner[strange | endless]] = False
+        is_bad, more = (text < 48) | (text > 111), ((text - 48) & 32) != 0
+        last = np.cumsum(sizes)[sizes > 0] - 1
+        is_bad[last] |= more[last]  # a number that its mask's end cuts off
+        more[last] = False
+        if len(text):
+            is_bad |= np.convolve(more, np.ones(_MOST_GROUPS, int))[: len(text)] == _MOST_GROUPS
+        good[part] = fits(runs, pixels[part])
+        good[first + np.repeat(np.arange(len(runs)), sizes)[is_bad]] = False
     return good
 
 

@@ -117,13 +117,19 @@ class CityscapesEvaluation:
         """List (truth, shared pixels, overlap) for each truth of a class that shares pixels with a detection."""
         shared_px = _counts(instance_ids[mask])
         size = int(np.count_nonzero(mask))
-        overlaps = [(t, n, n / (areas[t] + size - n)) for t, n in shared_px.items() if _label(t) == label]
+        overlaps = [
+            (truth, common_px, common_px / (areas[truth] + size - common_px))
+            for truth, common_px in shared_px.items()
+            if _label(truth) == label
+        ]
         if band is None:
             return overlaps
         edge = boundary_mask(mask, self.ratio)
         edges, length = _counts(band[edge]), int(np.count_nonzero(edge))
         return [
-            (t, n, min(iou, edges[t] / (band_areas[t] + length - edges[t]))) for t, n, iou in overlaps if t in edges
+            (truth, common_px, min(iou, edges[truth] / (band_areas[truth] + length - edges[truth])))
+            for truth, common_px, iou in overlaps
+            if truth in edges
         ]
 
     def numbers(self) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """Objects of COCO files as views to learn prompts from: images decoded once, windows and prompts drawn at random.
 
+Clicks are in the middle of the largest error, as RITM's evaluation places them (Sofiiuk et al., 2022).
+
 Shape shorthand: S side of a view.
 """
 
@@ -8,20 +10,22 @@ from __future__ import annotations
 import contextlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
-from scipy.ndimage import binary_dilation, gaussian_filter
+from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter, shift
 
 from model.images import turn_upright
+from model.instance import box_of
 from model.prompts.views import View, view_of_box, view_of_image
 from training.datasets.coco import CocoSet
 from training.datasets.coco_records import is_ignored
 from training.datasets.sample import ImageLeftOutError, Sample, usable_samples
+from training.evaluation.coco_format import encode
 
 #: Images are kept in memory with their longer side reduced to this.
 LONGEST_SIDE_PX = 640
@@ -68,7 +72,6 @@ class Source:
         weights: how often an object is drawn, by the annotation's `source` and then its `kind`; 1 where not named.
         most_objects: of an image; a random choice of them is kept.
         factor: of all weights of this file.
-        skip: `source` values left out.
     """
 
     annotations: Path
@@ -76,25 +79,24 @@ class Source:
     weights: dict[str, float]
     most_objects: int = 12
     factor: float = 1.0
-    skip: tuple[str, ...] = ()
 
 
-def load_objects(sources: Sequence[Source], *, seed: int = 0, limit: int | None = None) -> ObjectSet:
+def load_objects(sources: Sequence[Source]) -> ObjectSet:
     """Decode all images of COCO files and list their objects; crowds and specks are left out.
 
     The files are read as every data set is: what cannot be used is named in the log and left out.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     loaded = ObjectSet([], [], [])
     for source in sources:
         samples = CocoSet(source.annotations, source.images, missing="skip")
-        for image_id, record in list(samples.records.images.items())[:limit]:
+        for image_id in samples.records.images:
             annotations = [entry for entry in samples.records.annotations[image_id] if not is_ignored(entry)]
-            if not annotations or record.get("source") in source.skip or not samples.image_path(image_id).is_file():
+            if not annotations or not samples.image_path(image_id).is_file():
                 continue
             if len(annotations) > source.most_objects:
                 numbers = rng.choice(len(annotations), source.most_objects, replace=False)
-                annotations = [annotations[k] for k in numbers]
+                annotations = [annotations[number] for number in numbers]
             with contextlib.suppress(ImageLeftOutError):
                 _add(loaded, source, samples, image_id, annotations)
     return loaded
@@ -107,13 +109,14 @@ def objects_of(samples: Sequence[Sample], *, least_area_px: float = 1.0) -> Obje
         loaded.images.append(sample.image)
         loaded.names.append(str(sample.image_id))
         for mask, is_crowd in zip(sample.masks, sample.crowd, strict=True):
-            if is_crowd or mask.sum() < least_area_px:
-                continue
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-            rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-            loaded.objects.append(MaskedObject(len(loaded.images) - 1, rle, box, 1.0))
+            if not is_crowd and mask.sum() >= least_area_px:
+                loaded.objects.append(_masked_object(len(loaded.images) - 1, mask, 1.0))
     return loaded
+
+
+def _masked_object(image: int, mask_hw: np.ndarray, weight: float) -> MaskedObject:
+    left, top, right, bottom = map(float, box_of(mask_hw))
+    return MaskedObject(image, encode(mask_hw), (left, top, right, bottom), weight)
 
 
 def _add(
@@ -133,14 +136,11 @@ def _add(
         if image.size != pixels.shape[1::-1]:
             mask_image = Image.fromarray(mask_hw.astype(np.uint8))
             mask_hw = np.asarray(mask_image.resize(image.size, Image.Resampling.BILINEAR, reducing_gap=None)) > 0
-        rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
-        if not len(rows) or mask_hw.sum() < LEAST_AREA_PX * scale[0] * scale[1]:
+        if not mask_hw.any() or mask_hw.sum() < LEAST_AREA_PX * scale[0] * scale[1]:
             continue
-        box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
         weight = source.factor * source.weights.get(str(annotation.get("source", record.get("source", ""))), 1.0)
         weight *= source.weights.get(str(annotation.get("kind", "")), 1.0)
-        rle = coco_mask.encode(np.asfortranarray(mask_hw.astype(np.uint8)))
-        objects.append(MaskedObject(len(loaded.images), rle, box, weight))
+        objects.append(_masked_object(len(loaded.images), mask_hw, weight))
     if objects:
         loaded.images.append(np.asarray(image))
         loaded.objects += objects
@@ -165,9 +165,7 @@ def merged(item: MaskedObject, objects: ObjectSet, rng: np.random.Generator) -> 
     beside = other.mask()
     if not (binary_dilation(mask, iterations=TOUCH_PX) & beside & ~mask).any():
         return item
-    a, b, c, d = other.box_xyxy
-    rle = coco_mask.encode(np.asfortranarray((mask | beside).astype(np.uint8)))
-    return replace(item, rle=rle, box_xyxy=(min(x0, a), min(y0, b), max(x1, c), max(y1, d)))
+    return _masked_object(item.image, mask | beside, item.weight)
 
 
 def jittered_box(
@@ -176,8 +174,8 @@ def jittered_box(
     """A box whose edges moved by up to `share` of its width or height."""
     x0, y0, x1, y1 = box_xyxy
     width, height = x1 - x0, y1 - y0
-    a, b, c, d = rng.uniform(-share, share, 4)
-    return x0 + a * width, y0 + b * height, x1 + c * width, y1 + d * height
+    left, top, right, bottom = rng.uniform(-share, share, 4)
+    return x0 + left * width, y0 + top * height, x1 + right * width, y1 + bottom * height
 
 
 def box_view(
@@ -240,7 +238,8 @@ def covered(
     The view as it was when less than `LEAST_VISIBLE` of its object would be left.
     """
     dy, dx = rng.integers(-mask.shape[0] // 2, mask.shape[0] // 2, 2).tolist()
-    other, other_mask = _shifted(other, dy, dx), _shifted(other_mask, dy, dx)
+    other = shift(other, (dy, dx, 0), order=0)
+    other_mask = shift(other_mask.astype(np.uint8), (dy, dx), order=0).astype(bool)
     visible = mask & ~other_mask
     if visible.sum() < LEAST_VISIBLE * mask.sum():
         return pixels, mask
@@ -253,11 +252,46 @@ def _blended(below: np.ndarray, above: np.ndarray, mask: np.ndarray, rng: np.ran
     return (below * (1 - cover) + above * cover + 0.5).astype(np.uint8)
 
 
-def _shifted(grid: np.ndarray, dy: int, dx: int) -> np.ndarray:
-    """A grid moved by whole cells; zero where nothing came from."""
-    height, width = grid.shape[:2]
-    shifted_grid = np.zeros_like(grid)
-    shifted_grid[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)] = grid[
-        max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)
-    ]
-    return shifted_grid
+Click = tuple[float, float, bool]
+
+
+def next_click(truth: np.ndarray, guess: np.ndarray, *, rng: np.random.Generator | None = None) -> Click | None:
+    """Choose the point farthest inside the larger kind of error (missed or too much); None without any error.
+
+    Args:
+        truth, guess: bool H x W.
+        rng: for training, draw among the points at least half as deep instead.
+
+    Returns:
+        x, y of the pixel's centre, and whether the click is positive.
+    """
+    missed, extra = truth & ~guess, guess & ~truth
+    missed_depth, extra_depth = _depth(missed), _depth(extra)
+    most = max(missed_depth.max(initial=0.0), extra_depth.max(initial=0.0))
+    if most <= 0:
+        return None
+    is_positive = bool(missed_depth.max(initial=0.0) >= extra_depth.max(initial=0.0))
+    depth = missed_depth if is_positive else extra_depth
+    if rng is None:
+        row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    else:
+        rows, columns = np.nonzero(depth >= 0.5 * most)
+        place = int(rng.integers(len(rows)))
+        row, column = rows[place], columns[place]
+    return float(column) + 0.5, float(row) + 0.5, is_positive
+
+
+def _depth(region: np.ndarray) -> np.ndarray:
+    """Distance of each pixel of a region to its boundary; the image's border is one, too."""
+    if not region.any():
+        return np.zeros(region.shape, np.float32)
+    return distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+
+
+def flawed_mask(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Distort a true mask by smooth random errors along its boundary, to train corrections; bool H x W."""
+    distance = _depth(truth) - _depth(~truth)
+    side = max(truth.shape)
+    noise = gaussian_filter(rng.standard_normal(truth.shape).astype(np.float32), rng.uniform(0.02, 0.12) * side)
+    noise *= rng.uniform(0.01, 0.15) * side / max(float(noise.std()), 1e-9)
+    return np.asarray(distance + noise > 0)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tabulate import tabulate
 from torch.nn import functional as F
 
 from model.inference.prompt_predictor import PromptedImage, PromptPredictor
@@ -21,8 +22,7 @@ from model.mask_head.quadtree import propagate
 from model.prompts.answers import Prompt, as_instance, first_view, maps_of
 from model.prompts.views import View
 from training.metrics.boundary import boundary_mask
-from training.prompts.clicks import next_click
-from training.prompts.data import MaskedObject, ObjectSet, jittered_box
+from training.prompts.data import MaskedObject, ObjectSet, jittered_box, next_click
 
 MOST_CLICKS = 20
 #: What is compared: the quadtree's share of a look, the second look's, and both together.
@@ -84,9 +84,7 @@ def measure_boxes(
     predictor: PromptPredictor,
     objects: ObjectSet,
     *,
-    jitter: float = 0.1,
     with_grabcut: bool = False,
-    seed: int = 0,
     progress: Callable[[], object] = lambda: None,
 ) -> BoxFigures:
     """Measure every object from its true box and from a jittered one; also the ellipse and GrabCut.
@@ -94,11 +92,11 @@ def measure_boxes(
     "answer" is what an annotator gets; "refined" and "coarse" are of the first look at the view alone; "true at nodes"
     is that coarse mask with the truth at the refined places: the best that refinement can reach.
     """
-    figures, rng = BoxFigures(), np.random.default_rng(seed)
+    figures, rng = BoxFigures(), np.random.default_rng(0)
     for item in objects.objects:
         image = objects.images[item.image]
         truth, prompted_image = item.mask(), predictor.image(image)
-        jittered = _inside(jittered_box(item.box_xyxy, jitter, rng), image.shape[:2])
+        jittered = _inside(jittered_box(item.box_xyxy, 0.1, rng), image.shape[:2])
         prompt = Prompt(box_xyxy=item.box_xyxy)
         view = first_view(prompt, image.shape[:2])
         start_s = time.perf_counter()
@@ -207,9 +205,9 @@ def box_report(figures: BoxFigures) -> dict[str, Any]:
     return report
 
 
-def mean_interval(values: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
     """95 % confidence interval of the mean, by bootstrap over the objects."""
-    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
+    draws = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
     low, high = np.percentile(values[draws].mean(1), (2.5, 97.5))
     return float(low), float(high)
 
@@ -222,12 +220,10 @@ def _milliseconds(seconds: Sequence[float]) -> dict[str, float]:
 def box_text(report: dict[str, Any]) -> str:
     """Write `box_report` as a text table."""
     sizes = list(report["objects"])
-    lines = ["objects".ljust(24) + "".join(f"{report['objects'][size]:>9}" for size in sizes)]
+    lines = ["objects: " + ", ".join(f"{count} {size}" for size, count in report["objects"].items())]
     for kind in ("iou", "boundary_iou"):
-        lines.append(f"{kind.replace('_', ' '):24}" + "".join(f"{size:>9}" for size in sizes))
-        for method, means in report[kind].items():
-            cells = "".join(f"{means[size]:9.3f}" if means[size] is not None else "        -" for size in sizes)
-            lines.append(f"  {method:22}{cells}")
+        rows = [[method, *(means[size] for size in sizes)] for method, means in report[kind].items()]
+        lines.append(tabulate(rows, (kind.replace("_", " "), *sizes), "plain", floatfmt=".3f", missingval="-"))
     for better, other in GAINS:
         gain = report[f"{better}_minus_{other}_boundary_iou"]
         interval = f"{gain['mean']:+.4f} (95 %: {gain['low']:+.4f} to {gain['high']:+.4f})"

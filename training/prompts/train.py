@@ -23,17 +23,20 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from model.files import replacing
 from model.prompts.network import VIEW_SIDE, PromptNetwork, prompt_maps
 from model.prompts.views import View, view_of_box
-from training.prompts.clicks import Click, flawed_mask, next_click
 from training.prompts.data import (
+    Click,
     MaskedObject,
     ObjectSet,
     box_view,
     covered,
     elsewhere,
+    flawed_mask,
     jittered_box,
     merged,
+    next_click,
     part_view,
     recoloured,
     turned_box,
@@ -180,10 +183,11 @@ def _mask_in(view: View, item: MaskedObject) -> np.ndarray:
 def as_tensors(batch: Sequence[Example], masks_before: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
     """Views (V, 3, S, S) float, prompt maps (V, 4, S, S), masks (V, S, S) bool."""
     # Channels last in memory, which convolutions on a CPU are faster with.
-    views = torch.from_numpy(np.stack([e.pixels for e in batch])).permute(0, 3, 1, 2).float()
-    prompts = torch.stack([prompt_maps(e.box_xyxy, e.clicks, m) for e, m in zip(batch, masks_before, strict=True)])
-    prompts = prompts.contiguous(memory_format=torch.channels_last)
-    return views, prompts, torch.from_numpy(np.stack([e.mask for e in batch]))
+    views = torch.from_numpy(np.stack([example.pixels for example in batch])).permute(0, 3, 1, 2).float()
+    pairs = zip(batch, masks_before, strict=True)
+    maps = [prompt_maps(example.box_xyxy, example.clicks, mask_before) for example, mask_before in pairs]
+    prompts = torch.stack(maps).contiguous(memory_format=torch.channels_last)
+    return views, prompts, torch.from_numpy(np.stack([example.mask for example in batch]))
 
 
 def masks_so_far(batch: Sequence[Example]) -> list[Tensor | None]:
@@ -202,11 +206,11 @@ def clicked(
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             coarse = network.predict(views, prompts, refine=False)[1]
         coarse = torch.nn.functional.interpolate(coarse[:, None], VIEW_SIDE, mode="bilinear", align_corners=False)[:, 0]
-        for k, example in enumerate(batch):
+        for number, example in enumerate(batch):
             if example.before is not None and not example.clicks:  # a part looked at again: nobody clicks there
                 continue
-            before[k] = coarse[k]
-            click = next_click(example.mask, (coarse[k] > 0.5).numpy(), rng=rng)
+            before[number] = coarse[number]
+            click = next_click(example.mask, (coarse[number] > 0.5).numpy(), rng=rng)
             if click is not None:
                 example.clicks.append(click)
     network.train()
@@ -241,7 +245,6 @@ def train_prompts(
     plan: PromptTraining,
     folder: Path,
     *,
-    resume: bool = True,
     on_step: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Train until the time is over; the state is kept in `folder`/state.pt, averaged weights in `folder`/ema.pt."""
@@ -252,7 +255,7 @@ def train_prompts(
     ema = copy.deepcopy(network).eval()
     optimizer = _optimizer(network, plan)
     spent_s, step = 0.0, 0
-    if resume and (folder / "state.pt").is_file():
+    if (folder / "state.pt").is_file():
         state = torch.load(folder / "state.pt", weights_only=True)
         network.load_state_dict(state["network"])
         ema.load_state_dict(state["ema"])
@@ -308,12 +311,12 @@ def _optimizer(network: PromptNetwork, plan: PromptTraining) -> torch.optim.Adam
 
     Parameters are in the network's order, by which a resumed run assigns the optimizer's state.
     """
-    parameters = {name: p for name, p in network.named_parameters() if name.startswith(plan.learned or "")}
+    parameters = {name: part for name, part in network.named_parameters() if name.startswith(plan.learned or "")}
     network.requires_grad_(False)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    trunk = [p for name, p in parameters.items() if name.startswith("trunk.")]
-    rest = [p for name, p in parameters.items() if not name.startswith("trunk.")]
+    trunk = [parameter for name, parameter in parameters.items() if name.startswith("trunk.")]
+    rest = [parameter for name, parameter in parameters.items() if not name.startswith("trunk.")]
     groups = [
         {"params": rest, "lr": plan.learning_rate, "factor": 1.0},
         {"params": trunk, "lr": plan.learning_rate * plan.trunk_factor, "factor": plan.trunk_factor},
@@ -342,6 +345,5 @@ def _save(
         "step": step,
     }
     for name, content in (("state.pt", state), ("ema.pt", ema.state_dict())):
-        temporary = folder / f".{name}.part"
-        torch.save(content, temporary)
-        temporary.replace(folder / name)
+        with replacing(folder / name) as unfinished:
+            torch.save(content, unfinished)

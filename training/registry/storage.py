@@ -314,7 +314,7 @@ def files_of(directory: Path) -> dict[str, Content]:
     """All files of a directory by name with slashes; hidden ones are left out."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
     relative = {path.relative_to(directory): path for path in paths}
-    return {name.as_posix(): path for name, path in relative.items() if not any(p[0] == "." for p in name.parts)}
+    return {name.as_posix(): path for name, path in relative.items() if not any(part[0] == "." for part in name.parts)}
 
 
 def manifest_of(contents: Mapping[str, Content]) -> Manifest:

@@ -226,7 +226,8 @@ def _object_features(instance: Instance, everything: Sequence[Instance]) -> dict
         "uncertain_outline": vertices * _unit(instance.uncertainty),
         "box": 1 - _box_iou(instance.box_xyxy, mask_box),
         "class": max(
-            (_box_iou(instance.box_xyxy, o.box_xyxy) for o in everything if o.label != instance.label), default=0.0
+            (_box_iou(instance.box_xyxy, other.box_xyxy) for other in everything if other.label != instance.label),
+            default=0.0,
         ),
         "nodes": nodes / 100,
     }

@@ -33,6 +33,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy.optimize import linear_sum_assignment
+from tabulate import tabulate
 
 from model.instance import iou, iou_matrix
 from training.datasets.pictures import captioned, close_up, in_grid
@@ -136,20 +137,23 @@ def match_objects(predicted: Sequence[Drawn], annotated: Sequence[Drawn]) -> dic
     """Match annotated to predicted objects by number, by region id first and by IoU second."""
     partner: dict[int, int] = {}
     id_matches = [
-        (-len(set(a.region_ids) & set(p.region_ids)), n, k)
-        for n, a in enumerate(annotated)
-        for k, p in enumerate(predicted)
-        if set(a.region_ids) & set(p.region_ids)
+        (-len(shared_ids), number, origin)
+        for number, annotation in enumerate(annotated)
+        for origin, prediction in enumerate(predicted)
+        if (shared_ids := set(annotation.region_ids) & set(prediction.region_ids))
     ]
-    for _, n, k in sorted(id_matches):
-        if n not in partner and k not in partner.values():
-            partner[n] = k
-    unmatched = [n for n in range(len(annotated)) if n not in partner]
-    free = [k for k in range(len(predicted)) if k not in partner.values()]
-    overlap = iou_matrix([annotated[n].mask_hw for n in unmatched], [predicted[k].mask_hw for k in free])
+    for _, number, origin in sorted(id_matches):
+        if number not in partner and origin not in partner.values():
+            partner[number] = origin
+    unmatched = [number for number in range(len(annotated)) if number not in partner]
+    free = [origin for origin in range(len(predicted)) if origin not in partner.values()]
+    masks, predicted_masks = [annotated[number].mask_hw for number in unmatched], [predicted[n].mask_hw for n in free]
+    overlap = iou_matrix(masks, predicted_masks)
     if overlap.size:
         # Of equal overlaps, the one with the same label.
-        same_label = np.array([[annotated[n].label == predicted[k].label for k in free] for n in unmatched])
+        same_label = np.array(
+            [[annotated[number].label == predicted[origin].label for origin in free] for number in unmatched]
+        )
         overlap = np.where(overlap >= SAME_IOU, overlap + 1e-6 * same_label, 0)
         for row, column in zip(*linear_sum_assignment(-overlap), strict=True):
             if overlap[row, column] > 0:
@@ -295,9 +299,8 @@ def correction_report_markdown(report: Mapping[str, Any], title: str) -> str:
     totals = report["totals"]
     lines = [f"# {title}", "", _summary(totals), ""]
     heads = ("label", "predicted", *SHOWN, "added", "unseen", "accepted", "moved, mean px", "max px", "work", "seconds")
-    lines += ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
-    for label, figures in [*report["labels"].items(), ("**all**", totals)]:
-        lines.append(f"| {label} | " + " | ".join(_cells(figures)) + " |")
+    rows = [[label, *_cells(figures)] for label, figures in [*report["labels"].items(), ("**all**", totals)]]
+    lines.append(tabulate(rows, heads, "github", disable_numparse=True))
     lines += ["", "Work is counted in actions of the hand: one for each vertex moved or drawn, and a few for choosing."]
     return "\n".join(lines + _reasons(report["left_out"])) + "\n"
 

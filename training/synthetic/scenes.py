@@ -19,7 +19,6 @@ from training.synthetic.rendering import Sprite, background, draw_sprite, noise,
 from training.synthetic.shapes import CLUTTER, SHAPES, Outline, box
 
 CLASSES: tuple[str, ...] = tuple(SHAPES)
-VERSION = 2  # raise it with every change of the pictures: it names the folder of stored scenes
 SPLITS = {"train": 0, "val": 1_000_000_000, "demo": 2_000_000_000}
 _SPLIT_SIZE = 1_000_000_000
 

@@ -18,12 +18,13 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from backend.cli.types import DEVICE, EXISTING_FILE, did_you_mean, plain_errors, read_label_config_file
+from backend.cli.types import EXISTING_FILE, device_option, did_you_mean, plain_errors, read_label_config_file
 from backend.versions.store import DEFAULT_STORE, find_model
 from integration.label_studio.label_config import LabelConfig, Output, parse_label_config
 from model.errors import require_model_libraries
 from model.images import read_image
 from model.instance import Instance
+from training.datasets.pictures import tinted
 from training.metrics.coco_schema import read_json
 
 if TYPE_CHECKING:
@@ -140,38 +141,23 @@ def category_ids_of(labels: Sequence[str]) -> dict[str, int]:
     return {label: number for number, label in enumerate(labels, start=1)}
 
 
-TINT = 0.45
 # Turning by the golden ratio keeps the colours of neighbours apart, however many there are.
 GOLDEN_TURN = 0.61803399
 
 
 def draw_overlay(image_rgb: np.ndarray, instances: Sequence[Instance]) -> Image.Image:
-    """Draw every instance on the image, the best ones on top."""
-    canvas = image_rgb.astype(np.float32)
-    colours = [instance_colour(number) for number in range(len(instances))]
-    for instance, colour in reversed(list(zip(instances, colours, strict=True))):
-        canvas[instance.mask_hw] = canvas[instance.mask_hw] * (1 - TINT) + np.array(colour) * TINT
-        canvas[mask_outline(instance.mask_hw)] = colour
-    picture = Image.fromarray(canvas.round().astype(np.uint8))
-    for instance, colour in reversed(list(zip(instances, colours, strict=True))):
+    """Draw every instance on the image in a bright colour of its own, the best ones on top."""
+    hues = [number * GOLDEN_TURN % 1 for number in range(len(instances))]
+    colours = [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.8, 1.0)) for hue in hues]
+    worst_first = list(zip(instances, colours, strict=True))[::-1]
+    masks, mask_colours = [instance.mask_hw for instance, _ in worst_first], [np.array(rgb) for _, rgb in worst_first]
+    picture = Image.fromarray(tinted(image_rgb, masks, mask_colours))
+    for instance, colour in worst_first:
         _write_label(picture, instance, colour)
     return picture
 
 
-def instance_colour(number: int) -> tuple[int, int, int]:
-    """A bright RGB colour of its own for each number."""
-    red, green, blue = colorsys.hsv_to_rgb(number * GOLDEN_TURN % 1, 0.8, 1.0)
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def mask_outline(mask_hw: np.ndarray) -> np.ndarray:
-    """The mask's pixels that have a neighbour outside it; the image's edge is no outline."""
-    padded_mask = np.pad(mask_hw, 1, mode="edge")
-    inside = padded_mask[:-2, 1:-1] & padded_mask[2:, 1:-1] & padded_mask[1:-1, :-2] & padded_mask[1:-1, 2:]
-    return mask_hw & ~inside
-
-
-def _write_label(picture: Image.Image, instance: Instance, colour: tuple[int, int, int]) -> None:
+def _write_label(picture: Image.Image, instance: Instance, colour: tuple[int, ...]) -> None:
     size_px = max(11, round(min(picture.size) / 40))
     font = ImageFont.load_default(size_px)
     text = f"{instance.label} {instance.score:.2f}"
@@ -333,7 +319,7 @@ def read_label_config(file: Path | None, labels: Sequence[str]) -> LabelConfig:
 @click.option("--boxes", "boxes_file", type=EXISTING_FILE, help="COCO results of another detector to outline.")
 @click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5)
 @click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0)
-@click.option("--device", type=DEVICE, default="auto", help="auto, cpu, cuda, cuda:1 ...")
+@device_option
 @click.option(
     "--precision",
     type=click.Choice(("fp32", "bf16", "auto")),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from tabulate import tabulate
 
 from backend.cli.train.gate import compare_models
 from backend.cli.types import (
@@ -30,6 +31,7 @@ from model.errors import require_model_libraries
 
 if TYPE_CHECKING:
     from model.checkpoints.import_released import Import
+    from training.registry import VersionInfo
 
 #: Header of the table in a checkpoint's card, which the table of models quotes.
 CARD_COLUMNS = ("knows", "AP", "milliseconds")
@@ -216,13 +218,17 @@ def list_versions(url: str | None, project: str | None, as_json: bool) -> None:
         click.echo(f"No projects in {registry.url}.")
     for name, (active, versions) in states.items():
         click.echo(f"Project {name} in {registry.url}: {active or 'no version'} is active.")
-        if versions:
-            click.echo(f"  {'version':<32}{'status':<11}{'mask AP':>8}{'boundary':>10}  {'parent':<24}created")
-        for version in versions:
-            values = [version.metrics.get(kind) for kind in ("mask_ap", "boundary_ap")]
-            mask, boundary = (f"{100 * value:.1f}" if isinstance(value, int | float) else "-" for value in values)
-            head = f"{'*' if version.name == active else ' '} {version.name:<32}{version.status:<11}"
-            click.echo(f"{head}{mask:>8}{boundary:>10}  {version.parent or '-':<24}{version.created[:19]}")
+        rows = [_version_row(version, active) for version in versions]
+        if rows:
+            headings = ("version", "status", "mask AP", "boundary", "parent", "created")
+            click.echo(tabulate(rows, headings, "plain", disable_numparse=True))
+
+
+def _version_row(version: VersionInfo, active: str | None) -> list[str]:
+    figures = [version.metrics.get(kind) for kind in ("mask_ap", "boundary_ap")]
+    points = [f"{100 * figure:.1f}" if isinstance(figure, int | float) else "-" for figure in figures]
+    mark = "* " if version.name == active else ""
+    return [f"{mark}{version.name}", version.status, *points, version.parent or "-", version.created[:19]]
 
 
 def show_version(url: str | None, project: str, name: str, papers: Path | None, as_json: bool) -> None:
@@ -359,11 +365,8 @@ def model_table(store: Path) -> list[dict[str, str]]:
 
 
 def table_text(rows: list[dict[str, str]]) -> str:
-    """Format the rows as a table, each column as wide as its longest cell."""
-    cells = [list(COLUMNS), *([row[column] for column in COLUMNS] for row in rows)]
-    widths = [max(len(row[number]) for row in cells) for number in range(len(COLUMNS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    """Format the rows as a table."""
+    return tabulate([[row[column] for column in COLUMNS] for row in rows], COLUMNS, disable_numparse=True)
 
 
 def _class_list(classes: list[str]) -> str:

@@ -10,16 +10,17 @@ from typing import Any
 import click
 
 from backend.cli.types import (
-    CHECKPOINT,
     DEVICE,
     FOLDER,
     SuggestingGroup,
+    device_option,
     json_option,
     limit_threads,
     plain_errors,
     print_result,
     size_option,
     threads_option,
+    weights_option,
 )
 from backend.devtools.load import capacity
 from backend.settings import SCENES_MODEL
@@ -29,8 +30,7 @@ TABLE_NUMBERS = [str(number) for number in range(1, 13)]
 train_set_option = click.option("--train-set", "train", required=True, help="Set to learn, as in `data check`.")
 test_set_option = click.option("--test-set", "test", required=True, help="Set to measure on.")
 ratio_option = click.option("--ratio", type=float, default=0.02, help="Boundary width / image diagonal.")
-device_option = click.option("--device", type=DEVICE, default="cpu")
-any_device_option = click.option("--device", type=DEVICE, default="auto", help="cpu, cuda, or auto.")
+cpu_option = click.option("--device", type=DEVICE, default="cpu")
 iterations_option = click.option(
     "--iterations", type=click.IntRange(0), default=0, help="Instead of the configuration's; 0: those."
 )
@@ -79,7 +79,7 @@ benchmark.add_command(capacity)
 @iterations_option
 @click.option("--seeds", type=click.IntRange(1), default=1, help="Trainings of every row.")
 @click.option("--init", default="", help='Where weights start: "imagenet" or a checkpoint directory.')
-@any_device_option
+@device_option
 @click.option(
     "--speed-iterations", type=click.IntRange(0), default=0, help="Of a run of frames per second; 0: 200 (CPU 20)."
 )
@@ -152,7 +152,7 @@ def table(
 
 
 @benchmark.command()
-@click.option("--weights", "--model", "weights", type=CHECKPOINT, default="photos", help="Base that learns.")
+@weights_option("Base that learns.", default="photos")
 @train_set_option
 @test_set_option
 @click.option("--class", "classes", multiple=True, help="A class to learn; all of the training set by default.")
@@ -220,7 +220,7 @@ def fewshot(
     default="fp32",
     help="bf16: also all three in bf16 on a CPU, and PointRend with the detected class alone; processor seconds.",
 )
-@device_option
+@cpu_option
 @threads_option
 @json_option
 def networks(
@@ -239,7 +239,7 @@ def networks(
     Example: transfiner benchmark networks --instances 50 --instances 100 --training
     """
     from training.benchmark.cost.comparison import CostSetting, compare_networks, compare_training, network_costs_text
-    from training.distributed import keep_freed_memory
+    from training.evaluation.run import keep_freed_memory
 
     limit_threads(threads)
     keep_freed_memory(device)
@@ -251,14 +251,7 @@ def networks(
 
 
 @benchmark.command()
-@click.option(
-    "--weights",
-    "--model",
-    "weights",
-    type=CHECKPOINT,
-    default=SCENES_MODEL,
-    help="Checkpoint; the scenes' model by default.",
-)
+@weights_option("Checkpoint; the scenes' model by default.", default=SCENES_MODEL)
 @click.option("--set", "name", default="scenes:val:200", help="The model's own validation set, by name.")
 @ratio_option
 @click.option("--threads", type=click.IntRange(0), default=1, help="0: the machine's.")

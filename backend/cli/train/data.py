@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, FILE, FOLDER, SuggestingGroup, plain_errors
+from backend.cli.types import FILE, FOLDER, SuggestingGroup, json_option, plain_errors, weights_option
 
 
 @click.group(cls=SuggestingGroup)
@@ -39,15 +39,11 @@ def data() -> None:
     type=FOLDER,
     help="New folder for a repaired copy in COCO's format: annotations.json, images/ and a contact sheet, sheet.png.",
 )
-@click.option(
-    "--weights",
-    "--model",
-    "weights",
-    type=CHECKPOINT,
-    help="Checkpoint that knows these classes: labels it disagrees with are named, the surest first, and drawn beside "
-    "the sheet as NAME-doubts.png.",
+@weights_option(
+    "Checkpoint that knows these classes: labels it disagrees with are named, the surest first, and drawn beside the "
+    "sheet as NAME-doubts.png."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 def check(
     name: str,
     limit: int | None,
@@ -174,7 +170,7 @@ def _images_and_config(rest: str) -> tuple[str, str]:
 def _doubts(samples: Any, indices: list[int], weights: Path, file: Path) -> list[str]:
     """Labels that a checkpoint disagrees with, the surest first; the first of them are drawn into a file."""
     from model.inference.predictor import Predictor
-    from training.datasets.check import doubted_labels, save_doubts
+    from training.datasets.check import doubted_labels, save_pictures
 
     predictor = Predictor.from_checkpoint(weights)
     if not set(predictor.labels) & set(samples.class_names):
@@ -184,7 +180,7 @@ def _doubts(samples: Any, indices: list[int], weights: Path, file: Path) -> list
         )
     with click.progressbar(length=len(indices), label="comparing with the model", file=sys.stderr) as bar:
         doubts = doubted_labels(samples, indices, predictor, lambda _: bar.update(1))
-    save_doubts(doubts[:_MOST_SHOWN], file)
+    save_pictures([doubt.captioned() for doubt in doubts[:_MOST_SHOWN]], file)
     return [str(doubt) for doubt in doubts]
 
 
@@ -230,7 +226,7 @@ def _summary(outcome: dict[str, Any]) -> str:
 @click.argument("layout", type=click.Choice(["coco", "lvis-cocofied", "cityscapes", "bdd100k"]))
 @click.argument("root", type=FOLDER)
 @click.option("--any-size", is_flag=True, help="Accept other counts than the official set's (subsets).")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@json_option
 def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
     """Check that an official set is whole, convert what must be converted, say what to download where.
 

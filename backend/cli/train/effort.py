@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from tabulate import tabulate
 
 from backend.cli.types import (
-    CHECKPOINT,
-    DEVICE,
     EXISTING_FILE,
     EXISTING_FOLDER,
     SuggestingGroup,
+    device_option,
     json_option,
     limit_threads,
     plain_errors,
+    weights_option,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def effort() -> None:
 
 
 @effort.command("compare")
-@click.option("--weights", "--model", "weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name.")
+@weights_option("Checkpoint directory or name.", required=True)
 @click.option("--snapshot", "snapshot", type=EXISTING_FOLDER, help="Images and corrections of a snapshot.")
 @click.option(
     "--folds",
@@ -51,7 +52,7 @@ def effort() -> None:
     default=0.5,
     help="Detections below this score are not shown to people.",
 )
-@click.option("--device", type=DEVICE, default="auto")
+@device_option
 @click.option("--threads", type=click.IntRange(0), default=0, help="Threads of the arithmetic; 0: all.")
 @json_option
 def compare_effort(weights: Path, as_json: bool, **images: Any) -> None:
@@ -88,10 +89,12 @@ def compare_effort(weights: Path, as_json: bool, **images: Any) -> None:
         click.echo(json.dumps({"set": name, "images": len(cost.edits), "effort": origin, "orders": rows}))
         return
     click.echo(f"{len(cost.edits)} images of {name}, {sum(cost.edits):.0f} actions in all; {origin}")
-    click.echo(f"{'order':28}{'rank correlation':>18}{'95 %':>18}{'edits in first fifth':>22}")
-    for order, figure in figures.items():
-        interval = f"{figure.low:+.2f}..{figure.high:+.2f}"
-        click.echo(f"{order:28}{figure.rank_correlation:>+18.3f}{interval:>18}{figure.first_fifth:>21.0%}")
+    table = [
+        (order, f"{row.rank_correlation:+.3f}", f"{row.low:+.2f}..{row.high:+.2f}", f"{row.first_fifth:.0%}")
+        for order, row in figures.items()
+    ]
+    headings = ("order", "rank correlation", "95 %", "edits in first fifth")
+    click.echo(tabulate(table, headings, "plain", disable_numparse=True, colalign=("left", *["right"] * 3)))
 
 
 def _measure(

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, DEVICE, EXISTING_PATH, FILE, limit_threads, plain_errors, print_result
+from backend.cli.types import (
+    DEVICE,
+    EXISTING_PATH,
+    FILE,
+    json_option,
+    limit_threads,
+    overrides_option,
+    plain_errors,
+    print_result,
+    weights_option,
+)
 
 if TYPE_CHECKING:
     from training.evaluation.score import Score
@@ -21,13 +31,7 @@ TextOf = Callable[[Json], str]
 
 
 @click.command()
-@click.option(
-    "--weights",
-    "--model",
-    "weights",
-    type=CHECKPOINT,
-    help="Checkpoint directory or name; may be left out with --served.",
-)
+@weights_option("Checkpoint directory or name; may be left out with --served.")
 @click.option("--scenes", "split", type=click.Choice(["train", "val", "demo"]), default=None, help="Generated scenes.")
 @click.option(
     "--coco", nargs=2, type=EXISTING_PATH, default=None, help="Annotation file and image folder of a COCO-format set."
@@ -43,7 +47,7 @@ TextOf = Callable[[Json], str]
     default=1,
     help="That share a CPU; same figures with the same --threads (1 each by default).",
 )
-@click.option("--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key.")
+@overrides_option
 @click.option(
     "--picture", type=FILE, help="Draw truth, coarse and refined masks of the first images into this PNG or JPEG."
 )
@@ -80,7 +84,7 @@ TextOf = Callable[[Json], str]
     default=0.25,
     help="Served: lowest score asked for; the API's TRANSFINER_SCORE_FLOOR is the lowest it gives.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
+@json_option
 def evaluate(
     weights: Path | None,
     split: str | None,
@@ -196,15 +200,13 @@ def _raw(samples: Any, name: str, weights: Path, picture: Path | None, rows: int
 
 
 def _table(outcome: Json) -> str:
-    from backend.devtools.served_evaluation import AP_HEADER, ap_cells
+    from backend.devtools.served_evaluation import ap_table
 
-    lines = [
-        f"{outcome['images']} images of {outcome['set']}, {outcome['seconds_per_image']:.2f} s each",
-        f"{'':10}{AP_HEADER}",
-        *(f"{kind:10}" + ap_cells(outcome[kind], ".1f") for kind in ("refined", "coarse")),
-        f"refinement adds {100 * outcome['boundary_gain']:+.1f} boundary AP",
-    ]
-    return "\n".join(lines)
+    return (
+        f"{outcome['images']} images of {outcome['set']}, {outcome['seconds_per_image']:.2f} s each\n"
+        f"{ap_table({kind: outcome[kind] for kind in ('refined', 'coarse')})}\n"
+        f"refinement adds {100 * outcome['boundary_gain']:+.1f} boundary AP"
+    )
 
 
 _METRICS = ("segm", "bbox", "boundary", "lvis", "lvis-bbox", "lvis-boundary")
@@ -251,7 +253,7 @@ _METRICS = ("segm", "bbox", "boundary", "lvis", "lvis-bbox", "lvis-boundary")
     default=0,
     help="To share much work among; 0: one a core. The numbers are the same.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def score(
     truth: Path,
     results: Path,

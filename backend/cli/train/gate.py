@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backend.cli.types import (
-    DEVICE,
     FOLDER,
     REFUSED,
+    device_option,
     json_option,
     open_registry,
     plain_errors,
@@ -41,7 +41,6 @@ rule_option = click.option(
     metavar="NAME VALUE",
     help="A rule of the gate, e.g. --rule confidence 0.9; TRANSFINER_GATE_RULES by default.",
 )
-device_option = click.option("--device", type=DEVICE, default="auto", help="auto, cpu, cuda, cuda:1 ...")
 out_option = click.option("--out", type=FOLDER, help="Folder for the report and its pictures.")
 
 

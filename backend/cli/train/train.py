@@ -12,11 +12,12 @@ import click
 
 from backend.cli.types import (
     CHECKPOINT,
-    DEVICE,
     EXISTING_FOLDER,
     EXISTING_PATH,
     FOLDER,
+    device_option,
     json_option,
+    overrides_option,
     plain_errors,
     print_result,
 )
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
     from model.prompts.detector import PromptedDetector
-
-device_option = click.option("--device", type=DEVICE, default="auto", help="cpu, cuda, or auto.")
-overrides_option = click.option(
-    "--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key."
-)
 
 
 @click.command()
@@ -61,7 +57,7 @@ def train(
     """
     from model.config import override
     from model.inference.predictor import choose_device
-    from training import distributed as processes
+    from training.engine import distributed as processes
     from training.engine.build import build_for_training, get_training_config
     from training.engine.trainer import STATE_FILE, Trainer
 
@@ -144,7 +140,7 @@ def finetune(
     Several processes: torchrun --nproc-per-node 2 -m backend.cli.main finetune ...
     Ctrl-C or SIGTERM saves the state and ends with exit code 1. OUT/progress.json says how far it is.
     """
-    from training import distributed as processes
+    from training.engine import distributed as processes
     from training.engine.log import PROGRESS_FILE, read_progress
     from training.finetune.finetune import FinetuneStopped
     from training.finetune.finetune import finetune as run

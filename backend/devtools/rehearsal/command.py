@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from tabulate import tabulate
 
 from backend.devtools.rehearsal.plan import (
     Plan,
@@ -33,7 +34,6 @@ from backend.errors import ServiceError, StartError
 from backend.settings import SCENES_MODEL
 from backend.versions.resolve import ServedModel, read_served_model
 from model.checkpoints.metadata import WEIGHTS_FILE, read_metadata
-from training.benchmark.tables import markdown_table
 from training.registry import Registry
 
 Json = dict[str, Any]
@@ -290,7 +290,9 @@ def write_report(outcome: Json, folder: Path) -> Path:
 def rehearsal_markdown(outcome: Json) -> str:
     """Format the report."""
     plan, curve = outcome["plan"], outcome["curve"]
-    rows = ([p["round"], p["version"], f"{p['boundary_ap']:.1f}", f"{p['mask_ap']:.1f}"] for p in curve)
+    rows = [
+        (point["round"], point["version"], f"{point['boundary_ap']:.1f}", f"{point['mask_ap']:.1f}") for point in curve
+    ]
     lines = [
         "# Learning from corrections, rehearsed",
         "",
@@ -298,7 +300,7 @@ def rehearsal_markdown(outcome: Json) -> str:
         f"corrected images in a real Label Studio; all figures on {plan['test']} images that nobody annotated. "
         f"{outcome.get('minutes', '?')} minutes.",
         "\n## On untouched images\n",
-        *markdown_table(["round", "version", "boundary AP", "mask AP"], rows),
+        tabulate(rows, ["round", "version", "boundary AP", "mask AP"], "github", disable_numparse=True),
         *_rounds(outcome["rounds"]),
         *(_poison(outcome["poison"]) if "poison" in outcome else ()),
         *(_rollback(outcome["rollback"]) if "rollback" in outcome else ()),
@@ -339,7 +341,9 @@ def _rounds(rounds: list[Json]) -> list[str]:
     ]
     return [
         "\n## Rounds\n",
-        *markdown_table(["round", "state", *work, "order: task score", "mean confidence"], rows),
+        tabulate(
+            rows, ["round", "state", *work, "order: task score", "mean confidence"], "github", disable_numparse=True
+        ),
         "\nOrder: Spearman's rho between the shown score (lowest first) and the edits that were needed.",
         *(["\nWhat was not promoted, and why:\n", *reasons] if reasons else []),
     ]

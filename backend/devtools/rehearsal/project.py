@@ -10,12 +10,13 @@ import secrets
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import requests
+from scipy.ndimage import shift
 from scipy.optimize import linear_sum_assignment
 
 from backend.demo.project import UPLOAD_CHUNK, scenes_config
@@ -108,17 +109,13 @@ def draw_regions(label: str, mask_hw: np.ndarray, width: int, height: int, regio
     return regions
 
 
-def poison_regions(truth: Truth, labels: Sequence[str], shift_px: int = 14) -> Truth:
+def poison_regions(truth: Truth, labels: Sequence[str]) -> Truth:
     """Falsify the truth: every mask shifted, every label another one if there is one."""
     wrong_labels = {label: labels[(number + 1) % len(labels)] for number, label in enumerate(labels)}
-    shifted_objects = [(wrong_labels[label], _shifted(mask_hw, shift_px)) for label, mask_hw in truth]
+    shifted_objects = [
+        (wrong_labels[label], shift(mask_hw.astype(np.uint8), POISON_PX, order=0) > 0) for label, mask_hw in truth
+    ]
     return [(label, mask_hw) for label, mask_hw in shifted_objects if mask_hw.any()]
-
-
-def _shifted(mask_hw: np.ndarray, by_px: int) -> np.ndarray:
-    shifted_hw = np.zeros_like(mask_hw)
-    shifted_hw[by_px:, by_px:] = mask_hw[:-by_px, :-by_px]
-    return shifted_hw
 
 
 def _pairs(regions: Sequence[AnnotatedObject], truth: Truth) -> dict[int, AnnotatedObject]:
@@ -137,6 +134,8 @@ def _seconds(actions: Mapping[str, int]) -> float:
     )
 
 
+#: A poisoned annotation lies so far to the right and below.
+POISON_PX = 14
 Report = Callable[[str], None]
 START_S = 900.0
 # A busy CPU takes seconds for a picture and minutes for a training.
@@ -256,14 +255,12 @@ class RehearsedProject:
 
     Attributes:
         material: the pictures, by the number in their names.
-        annotated_numbers: numbers of the pool's pictures, in the order they were annotated.
     """
 
     stage: RehearsalServers
     material: Material
     report: Report
     id: int = 0
-    annotated_numbers: list[int] = field(default_factory=list)
 
     def set_up(self, title: str, images: Sequence[Path], version: str) -> None:
         """Make the project, import the pool, connect the backend."""
@@ -314,7 +311,6 @@ class RehearsedProject:
             if task is None:
                 raise ServiceError(f"Project {self.id} has no further task after {number} of {count}.")
             picture = number_of(task["data"]["image"])
-            self.annotated_numbers.append(picture)
             prediction = _shown(client.get_task(int(task["id"])), self._version())
             fields, actions = self._work(picture, prediction, poison)
             client.create_annotation(int(task["id"]), **fields)
@@ -350,7 +346,9 @@ class RehearsedProject:
             now = facts["current"]
             if not now:
                 rounds: list[dict[str, Any]] = facts["rounds"]
-                return next((r for r in rounds if r["id"] not in earlier_ids and r["state"] != "running"), None)
+                return next(
+                    (entry for entry in rounds if entry["id"] not in earlier_ids and entry["state"] != "running"), None
+                )
             self.report(f"training: {now.get('stage') or 'waiting'} {now.get('iteration') or ''}/{now.get('of') or ''}")
             return None
 

@@ -21,7 +21,7 @@ FIGURES = {
 
 
 def test_the_table_shows_medians_a_task() -> None:
-    page = capacity_markdown(FIGURES)
+    page = " ".join(capacity_markdown(FIGURES).split())
     assert "| 4 | 2.5 | 400.0 | 12.5 | 100.0 |" in page
     assert "HTTP and queue add 40.0 ms to a lone task." in page
 
@@ -32,5 +32,5 @@ def test_the_service_is_measured():
     assert {size: len(rows) for size, rows in figures["batches"].items()} == {1: 2, 2: 2}
     assert all(0 < row["images_s"] < row["request_s"] for rows in figures["batches"].values() for row in rows)
     assert figures["model"] == "stub-1"
-    assert "| 2 |" in capacity_markdown(figures)
+    assert "| 2 " in capacity_markdown(figures)
     json.dumps(figures)

@@ -138,7 +138,7 @@ def test_unknown_rows_are_named_with_the_known_ones(tmp_path: Path) -> None:
 def test_a_report_marks_quoted_rows_differences_and_spread() -> None:
     table = TABLES[11]
     results = {"transfiner": [{"values": {"AP": 0.24, "APbox": 0.30}}, {"values": {"AP": 0.26}}]}
-    text = table_report_markdown(build_table_report(table, results, setting={}))
+    text = " ".join(table_report_markdown(build_table_report(table, results, setting={})).split())
     assert "| _HRNet (quoted)_ | 22.5 | 28.2 |" in text
     assert "| Mask Transfiner | 23.6 / **25.0** ± 1.4 (+1.4) | 26.2 / **30.0** (+3.8) |" in text
     assert "| Mask R-CNN | 20.5 / - | 26.1 / - |" in text

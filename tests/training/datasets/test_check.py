@@ -17,7 +17,7 @@ from model.instance import Instance
 from tests.support.miniature import write_scenes
 from tests.training.datasets.test_coco_records import VALID, opened
 from training.datasets import Sample
-from training.datasets.check import doubts_of, save_doubts, save_pictures, statistics
+from training.datasets.check import doubts_of, save_pictures, statistics
 
 
 def test_careless_labels_are_named_and_lose_nothing(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_crowds_and_empty_images_are_not_judged(tmp_path: Path) -> None:
     assert not doubts_of(replace(SAMPLE, crowd=np.ones(2, bool)), NAMES, predictions)
     empty = replace(SAMPLE, masks=np.zeros((0, 20, 40), bool), classes=np.zeros(0, int), crowd=np.zeros(0, bool))
     assert not doubts_of(empty, NAMES, predictions)
-    save_doubts([doubt for _, doubt in doubts_of(SAMPLE, NAMES, predictions)], tmp_path / "doubts.png")
+    save_pictures([doubt.captioned() for _, doubt in doubts_of(SAMPLE, NAMES, predictions)], tmp_path / "doubts.png")
     with Image.open(tmp_path / "doubts.png") as sheet:
         assert (np.asarray(sheet) == (255, 0, 0)).all(-1).any()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from training import distributed as processes
+from training.engine import distributed as processes
 from training.engine.build import get_training_config
 from training.engine.trainer import Trainer
 

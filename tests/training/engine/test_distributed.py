@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.distributed import threads_each
+from training.engine.distributed import threads_each
 
 pytestmark = pytest.mark.slow
 

@@ -51,7 +51,6 @@ def cfg() -> CfgNode:
         "INPUT.MIN_SIZE_TRAIN": (72,),
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.MAX_ITER": 5,
-        "TRAINING.SCENE_CACHE": "",
         "TRAINING.SCENE_WIDTH": 96,
         "TRAINING.SCENE_HEIGHT": 72,
         "TRAINING.MAX_MINUTES": 0.0,
@@ -105,15 +104,6 @@ def test_every_epoch_shows_each_sample_once_in_another_order(cfg: CfgNode) -> No
     epochs = [[samples.place_at(epoch * 6 + place)[1] for place in range(6)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-
-
-def test_a_cached_scene_is_the_drawn_one(cfg: CfgNode, tmp_path: Path) -> None:
-    record = training_samples(cfg)[0]
-    cfg.TRAINING.SCENE_CACHE = str(tmp_path)
-    cached_samples = training_samples(cfg)
-    for cached_record in (cached_samples[0], cached_samples[0]):
-        assert torch.equal(cached_record["image"], record["image"])
-        assert torch.equal(cached_record["instances"].gt_masks.tensor, record["instances"].gt_masks.tensor)
 
 
 def test_boxes_enclose_the_visible_masks(cfg: CfgNode) -> None:

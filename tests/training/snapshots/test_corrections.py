@@ -257,7 +257,7 @@ def test_the_report_counts_by_the_label_that_was_shown() -> None:
     assert cat["seconds"] == pytest.approx(12.0)
     assert (totals["images"], totals["images_shown"], totals["images_untouched"]) == (4, 3, 1)
     assert (totals["median_seconds"], totals["cost"]) == (12.0, 22.0)
-    page = correction_report_markdown(report, "Corrections")
+    page = " ".join(correction_report_markdown(report, "Corrections").split())
     assert "| cat | 3 | 1 | 1 | 1 | 0 | 0 | 1 | 33% | 2.0 | 6.0 | 12.0 | 12.0 |" in page
     assert "- 1 x it has no label: task 9 region r" in page
 

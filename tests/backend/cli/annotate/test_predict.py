@@ -12,14 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from backend.cli.annotate.predict import (
-    address_under,
-    category_ids_of,
-    draw_overlay,
-    image_id_of,
-    mask_outline,
-    predict,
-)
+from backend.cli.annotate.predict import address_under, category_ids_of, draw_overlay, image_id_of, predict
 from integration.images.fetch import decode_data_uri
 from integration.label_studio.label_config import parse_label_config
 from model.checkpoints.checkpoint import save_checkpoint
@@ -181,9 +174,6 @@ def test_category_ids_are_cocos_own_for_its_classes() -> None:
 def test_overlay_tints_inside_and_outlines_the_edge() -> None:
     mask = np.zeros((40, 60), bool)
     mask[10:30, 20:50] = True
-    edge = mask_outline(mask)
-    assert edge.sum() == 2 * 20 + 2 * 30 - 4
-    assert not mask_outline(np.ones((5, 5), bool)).any()
     instance = Instance((20, 10, 50, 30), "gear", 0.9, mask)
     picture = np.asarray(draw_overlay(np.zeros((40, 60, 3), np.uint8), [instance]))
     assert picture.shape == (40, 60, 3)

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from training import distributed as host_memory
+from training.evaluation import run as host_memory
 
 pytestmark = pytest.mark.service
 
 # Ten tensors of 48 MiB, one after the other, twice before and twice after; prints the pages that were new each time.
 RUN = """
 import resource, sys, torch
-from training.distributed import keep_freed_memory
+from training.evaluation.run import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):

@@ -1,17 +1,11 @@
 """Several training processes as one: started by torchrun, averaging gradients over gloo or NCCL.
 
 Shape shorthand: P processes; each sees its own share of every batch.
-
-Also what the C library does with memory that torch frees on a CPU: keep it for the next tensor, or return it at once. A
-feature map of a large image has tens of megabytes. glibc gets each from the system and returns it as soon as it is
-freed, and the system clears every page again.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 
 import torch
 import torch.distributed as dist
@@ -107,20 +101,3 @@ def broadcast_floats(*values: float) -> list[float]:
     if process_count() > 1:
         dist.broadcast(tensor, 0)
     return tensor.tolist()
-
-
-# Parameters of mallopt(3), by the numbers that glibc's malloc.h gives them.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# Larger tensors still come from the system one by one; up to this much may lie idle at the heap's end.
-KEPT_BYTES = 1 << 30
-
-
-def keep_freed_memory(device: str = "cpu") -> bool:
-    """Make the C library keep freed memory for later tensors, for the rest of this process.
-
-    It cannot be undone. Returns whether anything changed: nothing does for a GPU or another C library than glibc.
-    """
-    if not device.startswith("cpu") or platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)) and bool(mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))
