@@ -92,7 +92,7 @@ class Trunk(nn.Module):
         stem = self.stem.conv
         if prompts is None or prompt_stem is None:
             x = stem(images)
-        else:  # the sum of both convolutions as one, in half the time
+        else:  # the sum of both convolutions as one: few channels each, so two take longer
             weight = torch.cat([stem.weight, prompt_stem.weight], 1)
             assert stem.bias is not None
             assert prompt_stem.bias is not None

@@ -44,7 +44,7 @@ class PromptedDetector(nn.Module):
         mirror_flags = (False, True) if cfg.MODEL.PROMPTED.TEST_MIRRORED else (False,)
         self.looks = list(itertools.product(cfg.MODEL.PROMPTED.TEST_SIDES, mirror_flags))
         self.keep_coarse = cfg.MODEL.TRANSFINER.KEEP_COARSE
-        # On a CPU the detector's looks take 0.77 of the time in fp32.
+        # Convolutions on a CPU are faster with this layout.
         self.to(memory_format=torch.channels_last)
 
     @property

@@ -43,7 +43,7 @@ class PromptNetwork(nn.Module):
         self.mask_head = TransfinerMaskHead(cfg, ShapeSpec(channels=channels, height=side, width=side))
         # Predicted IoU of the coarse mask: the score of an answer to a prompt, which has no class score.
         self.quality = nn.Sequential(nn.Linear(2 * channels, channels), nn.ReLU(), nn.Linear(channels, 1))
-        # On a CPU a step of training takes 0.77 of the time, an answer in fp32 0.83.
+        # Convolutions on a CPU are faster with this layout, in training, too.
         self.to(memory_format=torch.channels_last)
 
     def features(self, views: Tensor, prompts: Tensor) -> ViewFeatures:

@@ -251,7 +251,6 @@ def train_prompts(
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(plan.seed)
     rng = np.random.default_rng(plan.seed)
-    network = network.to(memory_format=torch.channels_last)
     ema = copy.deepcopy(network).eval()
     optimizer = _optimizer(network, plan)
     spent_s, step = 0.0, 0
