@@ -1,7 +1,5 @@
 """Objects of COCO files as views to learn prompts from: images decoded once, windows and prompts drawn at random.
 
-Clicks are in the middle of the largest error, as RITM's evaluation places them (Sofiiuk et al., 2022).
-
 Shape shorthand: S side of a view.
 """
 
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
-from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter, shift
+from scipy.ndimage import binary_dilation, gaussian_filter, shift
 
 from model.images import turn_upright
 from model.instance import box_of
@@ -250,48 +248,3 @@ def _blended(below: np.ndarray, above: np.ndarray, mask: np.ndarray, rng: np.ran
     """One view over another within a mask, whose rim is as soft as a lens draws it."""
     cover = gaussian_filter(mask.astype(np.float32), rng.uniform(0.3, 1.2))[:, :, None]
     return (below * (1 - cover) + above * cover + 0.5).astype(np.uint8)
-
-
-Click = tuple[float, float, bool]
-
-
-def next_click(truth: np.ndarray, guess: np.ndarray, *, rng: np.random.Generator | None = None) -> Click | None:
-    """Choose the point farthest inside the larger kind of error (missed or too much); None without any error.
-
-    Args:
-        truth, guess: bool H x W.
-        rng: for training, draw among the points at least half as deep instead.
-
-    Returns:
-        x, y of the pixel's centre, and whether the click is positive.
-    """
-    missed, extra = truth & ~guess, guess & ~truth
-    missed_depth, extra_depth = _depth(missed), _depth(extra)
-    most = max(missed_depth.max(initial=0.0), extra_depth.max(initial=0.0))
-    if most <= 0:
-        return None
-    is_positive = bool(missed_depth.max(initial=0.0) >= extra_depth.max(initial=0.0))
-    depth = missed_depth if is_positive else extra_depth
-    if rng is None:
-        row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    else:
-        rows, columns = np.nonzero(depth >= 0.5 * most)
-        place = int(rng.integers(len(rows)))
-        row, column = rows[place], columns[place]
-    return float(column) + 0.5, float(row) + 0.5, is_positive
-
-
-def _depth(region: np.ndarray) -> np.ndarray:
-    """Distance of each pixel of a region to its boundary; the image's border is one, too."""
-    if not region.any():
-        return np.zeros(region.shape, np.float32)
-    return distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
-
-
-def flawed_mask(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Distort a true mask by smooth random errors along its boundary, to train corrections; bool H x W."""
-    distance = _depth(truth) - _depth(~truth)
-    side = max(truth.shape)
-    noise = gaussian_filter(rng.standard_normal(truth.shape).astype(np.float32), rng.uniform(0.02, 0.12) * side)
-    noise *= rng.uniform(0.01, 0.15) * side / max(float(noise.std()), 1e-9)
-    return np.asarray(distance + noise > 0)

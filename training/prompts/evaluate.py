@@ -22,7 +22,8 @@ from model.mask_head.quadtree import propagate
 from model.prompts.answers import Prompt, as_instance, first_view, maps_of
 from model.prompts.views import View
 from training.metrics.boundary import boundary_mask
-from training.prompts.data import MaskedObject, ObjectSet, jittered_box, next_click
+from training.prompts.clicks import next_click
+from training.prompts.data import MaskedObject, ObjectSet, jittered_box
 
 MOST_CLICKS = 20
 #: What is compared: the quadtree's share of a look, the second look's, and both together.

@@ -26,17 +26,15 @@ from torch.utils.data import DataLoader, IterableDataset
 from model.files import replacing
 from model.prompts.network import VIEW_SIDE, PromptNetwork, prompt_maps
 from model.prompts.views import View, view_of_box
+from training.prompts.clicks import Click, flawed_mask, next_click
 from training.prompts.data import (
-    Click,
     MaskedObject,
     ObjectSet,
     box_view,
     covered,
     elsewhere,
-    flawed_mask,
     jittered_box,
     merged,
-    next_click,
     part_view,
     recoloured,
     turned_box,

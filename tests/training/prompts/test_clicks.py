@@ -14,7 +14,7 @@ from model.inference.prompt_predictor import PromptPredictor
 from model.prompts.answers import Prompt, mask_of_view
 from model.prompts.network import VIEW_SIDE, PromptNetwork
 from model.prompts.views import view_of_box
-from training.prompts.data import next_click
+from training.prompts.clicks import next_click
 from training.prompts.evaluate import best_refinement, ellipse_in_box, mean_interval, overlap
 
 
