@@ -313,17 +313,22 @@ def comparison_text(outcome: Json) -> str:
         "served": "served",
         "difference": "served - raw",
     }
-    lines.append(ap_table({title: outcome[key] for key, title in titles.items() if key in outcome}))
+    metrics = {title: outcome[key] for key, title in titles.items() if key in outcome}
+    lines.append(ap_table(metrics, signed=titles["difference"]))
     for failure in outcome["failed"]:
         lines.append(f"{failure['count']} failed: {failure['reason']}")
     lines += [f"{count} regions left out: {reason}" for reason, count in outcome["skipped"].items()]
     return "\n".join([*lines, *(f"Note: {note}" for note in outcome["notes"])])
 
 
-def ap_table(metrics: Mapping[str, Metrics]) -> str:
-    """Format AP in points, a line for each title."""
-    rows = [(title, *(100 * figures[kind][name] for kind, name in _AP_NAMES)) for title, figures in metrics.items()]
-    return tabulate(rows, ("", *_AP_COLUMNS), "plain", floatfmt=".2f")
+def ap_table(metrics: Mapping[str, Metrics], *, signed: str = "") -> str:
+    """Format AP in points, a line for each title; the one titled `signed` is a difference and has its sign."""
+    rows = [
+        (title, *(f"{100 * figures[kind][name]:{'+' if title == signed else ''}.2f}" for kind, name in _AP_NAMES))
+        for title, figures in metrics.items()
+    ]
+    right = ("left", *["right"] * len(_AP_COLUMNS))
+    return tabulate(rows, ("", *_AP_COLUMNS), "plain", colalign=right, disable_numparse=True)
 
 
 def evaluate_served(
@@ -333,7 +338,7 @@ def evaluate_served(
 
     Args:
         weights: of the model whose raw masks are compared; None: only the served ones are scored.
-        how: of `evaluate_checkpoint`.
+        options: of `evaluate_checkpoint`.
     """
     served = _predict(url, samples, threshold, str(read_metadata(weights)["version"]) if weights else None)
     raw = _raw(samples, name, weights, ratio=ratio, **options) if weights else None

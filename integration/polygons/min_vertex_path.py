@@ -421,11 +421,11 @@ class _Wedges:
         Args:
             x: (B, W), from the walker to the centre of each disc.
             radius: of the discs, broadcastable to (B, W).
-            others: x and y (B, W) of more points that belong to the corners, from the walker.
+            candidates: x and y (B, W) of more points that belong to the corners, from the walker.
 
         Returns:
-            For the centres and then for each of the others, bool (B, W): whether the ray to it is in the wedge of all
-            corners before its own.
+            For the centres and then for each of the candidates, bool (B, W): whether the ray to it is in the wedge of
+            all corners before its own.
         """
         power = x * x
         power += y * y

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from detectron2.layers import paste_masks_in_image
 from scipy.ndimage import label as label_components
+from scipy.special import expit, logit
 
 from model.instance import Instance, ProbabilityPatch, box_of
 from model.prompts.network import VIEW_SIDE, PromptNetwork, prompt_maps
@@ -31,6 +32,11 @@ NEAR_SHARE = 0.75
 NEAR_MARGIN, LEAST_NEAR_SHARE = 1.6, 0.25
 #: Probabilities of several views are joined on a grid so many times finer than a view's, which fits the nearest view.
 FINER = 4
+#: A click that the network ignores gets this probability. What is added to its logit is added around it, too, less
+#: with the distance: a Gaussian whose standard deviation is this share of the view's side.
+HEEDED, HEEDED_SHARE = 0.75, 0.015
+#: Probabilities nearer to 0 and 1 count as this near there: the network is never so sure.
+LEAST_DOUBT = 0.02
 #: Views the network looks at together.
 BATCH = 16
 
@@ -213,6 +219,23 @@ def mask_of_view(view: View, values: np.ndarray, shape_hw: tuple[int, int]) -> n
     return np.asarray(masks[0].numpy(), bool)
 
 
+def heeded(values: np.ndarray, view: View, point: Point) -> np.ndarray:
+    """Probabilities (s, s) of a view, changed around a click that they contradict.
+
+    The logits are moved just so far that the click is right; the change keeps to the network's own edges.
+    """
+    (x, y, is_positive), side = point, values.shape[0]
+    column, row = view.to_view(np.array([[x, y]]))[0] * side / view.side
+    if not (0 <= column < side and 0 <= row < side) or (values[int(row), int(column)] >= 0.5) == is_positive:
+        return values
+    doubtful = values.clip(LEAST_DOUBT, 1 - LEAST_DOUBT)
+    logits, centres = logit(doubtful), np.arange(side) + 0.5
+    missing = (1 if is_positive else -1) * logit(HEEDED) - logits[int(row), int(column)]
+    distance2 = (centres[:, None] - row) ** 2 + (centres[None] - column) ** 2
+    change = expit(logits + missing * np.exp(-distance2 / (2 * (HEEDED_SHARE * side) ** 2))) - doubtful
+    return np.asarray((values + change).clip(0.0, 1.0), np.float32)
+
+
 def within_box(values: np.ndarray, view: View, box_xyxy: Sequence[float] | None) -> np.ndarray:
     """Probabilities (s, s) of a view, 0 beyond a hand-drawn box and a margin: the object lies inside."""
     if box_xyxy is None:
@@ -232,12 +255,15 @@ def cells_within(view: View, box_xyxy: Sequence[float], side: int) -> np.ndarray
 def likely_values(values: np.ndarray, view: View, prompt: Prompt) -> np.ndarray:
     """Probabilities (s, s) of the object that a prompt can mean.
 
-    They are zero beyond its box and in parts that no positive click touches, and raised where none reaches one half.
+    They are zero beyond its box and in parts that no positive click touches, raised where none reaches one half, and
+    agree with every click: none goes without an effect.
     """
     values = within_box(values, view, prompt.box_xyxy)
     most = float(values.max())
     if most < 0.5:
         values = np.clip(values * (0.75 / max(most, 1e-6)), 0.0, 1.0)
+    for point in prompt.points:
+        values = heeded(values, view, point)
     clicks = [point for point in prompt.points if point[2]]
     if not clicks or prompt.box_xyxy is not None:
         return values

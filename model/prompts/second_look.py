@@ -9,7 +9,6 @@ Shape shorthand: V views, s = 128 the side of a view's probabilities, W windows.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 
 from model.prompts.answers import Prompt, likely_values, look, look_at_maps
 from model.prompts.network import VIEW_SIDE, PromptNetwork, prompt_maps
-from model.prompts.views import View
+from model.prompts.views import View, resampled
 
 #: Windows along each side of a view, and each one's share of that side.
 WINDOWS, SHARE = 2, 0.6
@@ -70,26 +69,27 @@ def second_look(
     network: PromptNetwork, image_rgb: np.ndarray, views: Sequence[View], values: np.ndarray, *, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """Refined and coarse probabilities (V, 2s, 2s) of the views from those (V, s, s) of a first look."""
-    side = values.shape[-1]
-    enlarge = _resampling(0.0, 1.0, FINER * side, side)
-    before = enlarge @ values @ enlarge.T
-    windows, masks = list[tuple[int, int, View]](), list[torch.Tensor]()
+    side = FINER * values.shape[-1]
+    before = resampled(values, (0, 0, 1, 1), (0, 0, 1, 1), (side, side))
+    windows, masks = list[tuple[int, View]](), list[torch.Tensor]()
     for number, view in enumerate(views):
-        for place, window in enumerate(windows_of(view)):
-            mask = _seen_in_window(values[number], place) >= 0.5
+        for window in windows_of(view):
+            seen = resampled(values[number], view.box_xyxy, window.box_xyxy, (VIEW_SIDE, VIEW_SIDE))
+            mask = seen >= 0.5
             if mask.any() and not mask.all():
-                windows.append((number, place, window))
+                windows.append((number, window))
                 # The mask so far and nothing else.
                 masks.append(prompt_maps(None, (), torch.from_numpy(mask.astype(np.float32))))
     if not windows:
         return before, before
-    answers = look_at_maps(network, image_rgb, [window for *_, window in windows], torch.stack(masks), device=device)
+    answers = look_at_maps(network, image_rgb, [window for _, window in windows], torch.stack(masks), device=device)
     weights, sums = np.zeros_like(before), np.zeros((2, *before.shape), before.dtype)
-    for row, (number, place, _) in enumerate(windows):
-        weight = _fading(side, place)
+    fading = _fading(values.shape[-1])
+    for refined, coarse, (number, window) in zip(*answers[:2], windows, strict=True):
+        grids = np.stack([fading, fading * refined, fading * coarse])
+        weight, *weighted = resampled(grids, window.box_xyxy, views[number].box_xyxy, (side, side))
         weights[number] += weight
-        for kind in range(2):
-            sums[kind, number] += weight * _put_in_view(answers[kind][row], place)
+        sums[:, number] += weighted
     refined, coarse = np.where(weights > 0, sums / np.maximum(weights, 1e-6), before)
     return refined, coarse
 
@@ -108,47 +108,8 @@ def windows_of(view: View) -> list[View]:
     return [View((left, top, left + width, top + height), view.side) for top in tops for left in lefts]
 
 
-def _seen_in_window(values: np.ndarray, place: int) -> np.ndarray:
-    """What a window shows of a view's values (s, s), bilinear, (S, S) with S = 256 the side of a window."""
-    rows, columns = (_resampling(start, start + SHARE, VIEW_SIDE, values.shape[0]) for start in _starts_yx(place))
-    return rows @ values @ columns.T
-
-
-def _put_in_view(values: np.ndarray, place: int) -> np.ndarray:
-    """A window's values (s, s) on the grid (2s, 2s) of its view, bilinear, 0 beyond the window."""
-    side = values.shape[0]
-    rows, columns = (
-        _resampling(-start / SHARE, (1 - start) / SHARE, FINER * side, side) for start in _starts_yx(place)
-    )
-    return rows @ values @ columns.T
-
-
-def _starts_yx(place: int) -> list[float]:
-    """Where a window begins, as shares of its view's height and width; numbered as `windows_of` gives them."""
-    starts = np.linspace(0.0, 1.0 - SHARE, WINDOWS).tolist()
-    return [starts[k] for k in divmod(place, WINDOWS)]
-
-
-@functools.cache
-def _resampling(start: float, end: float, places: int, cells: int) -> np.ndarray:
-    """Matrix (places, cells) of bilinear interpolation along an axis, from cells over [0, 1].
-
-    Places lie over [start, end]; those beyond the cells get 0. Two such products take less time than an image
-    library's transform.
-    """
-    position = (start + (np.arange(places) + 0.5) / places * (end - start)) * cells
-    low = np.floor(position - 0.5)
-    fraction = position - 0.5 - low
-    matrix = np.zeros((places, cells), np.float32)
-    for step, weight in ((0, 1 - fraction), (1, fraction)):
-        matrix[np.arange(places), (low + step).clip(0, cells - 1).astype(int)] += weight
-    matrix[(position < 0) | (position > cells)] = 0.0
-    return matrix
-
-
-@functools.cache
-def _fading(side: int, place: int) -> np.ndarray:
-    """Weights (2s, 2s) of a window in its view, small at the window's rim and one inside."""
+def _fading(side: int) -> np.ndarray:
+    """Weights (s, s) of a window's places: small at its rim and one inside."""
     cells = np.arange(side)
     depth = (np.minimum(cells, cells[::-1]) + 0.5) / (RIM_SHARE * side)
-    return _put_in_view(np.minimum(1.0, np.minimum.outer(depth, depth)).astype(np.float32), place)
+    return np.minimum(1.0, np.minimum.outer(depth, depth)).astype(np.float32)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import model
 from model.config import get_config
 from model.inference.prompt_predictor import PromptPredictor
-from model.prompts.answers import Prompt, as_instance, changed_part, prompt_steps, view_of_change
+from model.prompts.answers import Prompt, as_instance, changed_part, heeded, prompt_steps, view_of_change
 from model.prompts.network import PROMPT_MAPS, VIEW_SIDE, PromptNetwork, prompt_maps
 from model.prompts.views import MOST_STRETCH, View, resampled, view_of_box
 from training.prompts.evaluate import overlap
@@ -185,6 +185,41 @@ def test_a_small_change_is_looked_at_from_nearer_and_the_rest_stays() -> None:
     assert around_click is not None
     assert around_click.box_xyxy == pytest.approx((54, 24, 86, 56))
     assert view_of_change(view, np.ones((64, 64), bool), (70.0, 40.0, True)) is None
+
+
+@given(st.floats(0.5, 127.5), st.floats(0.5, 127.5), st.booleans(), st.integers(0, 99))
+def test_a_click_is_heeded_whatever_the_network_says(x: float, y: float, is_positive: bool, seed: int) -> None:
+    values = np.random.default_rng(seed).random((64, 64), np.float32)
+    view = view_of_box((0, 0, 128, 128), VIEW_SIDE, 1.0)
+    after = heeded(values, view, (x, y, is_positive))
+    row, column = int(y / 2), int(x / 2)
+    if (values[row, column] >= 0.5) == is_positive:
+        assert np.array_equal(after, values)
+    else:
+        assert (after[row, column] >= 0.5) == is_positive
+        assert (after >= values - 1e-6).all() if is_positive else (after <= values + 1e-6).all()
+
+
+def test_what_a_heeded_click_changes_ends_at_the_networks_edges_and_near_the_click() -> None:
+    values = np.full((128, 128), 0.3, np.float32)
+    values[:, 64:] = 0.02
+    view = view_of_box((0, 0, 128, 128), VIEW_SIDE, 1.0)
+    changed = heeded(values, view, (62.0, 40.0, True)) >= 0.5
+    assert changed[40, 61:64].all()
+    assert not changed[:, 64:].any()
+    assert not changed[:, :56].any()
+    assert np.array_equal(heeded(values, view, (200.0, 40.0, True)), values), "the view does not show it"
+
+
+@pytest.mark.parametrize("start", [Prompt(box_xyxy=BOX), Prompt(points=(A,)), Prompt(mask_hw=np.eye(90, 120) > 0)])
+def test_no_click_goes_without_an_effect(predictor: PromptPredictor, start: Prompt) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    clicks = [*start.points, (60.5, 30.5, False), (40.5, 50.5, True), (62.5, 52.5, False), (30.5, 28.5, True)]
+    prompted = predictor.image(image)
+    for count in range(len(start.points) + 1, len(clicks) + 1):
+        mask_hw = prompted.prompt(replace(start, points=tuple(clicks[:count]))).mask_hw
+        x, y, is_positive = clicks[count - 1]
+        assert mask_hw[int(y), int(x)] == is_positive, (count, x, y)
 
 
 @given(st.floats(-20, 60), st.floats(10, 90), st.integers(4, 60), st.integers(4, 60))
