@@ -31,6 +31,7 @@ from model.prompts.answers import (
     cells_within,
     changed_part,
     first_view,
+    is_cut,
     likely_values,
     look,
     mask_of_view,
@@ -51,6 +52,8 @@ PREFIX = "prompts."
 LEAST_DEPTH = 0.75
 #: Weaker detections are ignored; of the others at most so many are looked at.
 LEAST_SCORE, MOST_DETECTIONS = 0.25, 3
+#: A change that ends at the border of its nearer view, in a straight line, is looked at in a larger one.
+MOST_NEAR_LOOKS = 2
 #: The detector sees an image with its longer side reduced to this.
 DETECTED_SIDE_PX = 1024
 
@@ -235,17 +238,22 @@ class PromptedImage:
         patch = so_far.probabilities
         earlier_values = resampled(patch.values, patch.box_xyxy, view.box_xyxy, (side, side))
         part = changed_part(values, earlier_values, (row, column))
+        base = earlier_values if part is None else values
         near_view = view_of_change(view, part, point)
-        if near_view is None:
-            near_values, score = self._look_closely(view, mask_prompt)
-            values = resampled(near_values, view.box_xyxy, view.box_xyxy, (side, side))
-        else:
-            base = earlier_values if part is None else values
-            mask_hw = mask_of_view(view, base, shape_hw)
-            near_values, _ = self._look(near_view, replace(prompt, box_xyxy=None, mask_hw=mask_hw), is_mirrored=False)
+        for _ in range(MOST_NEAR_LOOKS):
+            if near_view is None:
+                near_values, score = self._look_closely(view, mask_prompt)
+                values = resampled(near_values, view.box_xyxy, view.box_xyxy, (side, side))
+                part = changed_part(values, earlier_values, (row, column))
+                break
+            near_prompt = replace(prompt, box_xyxy=None, mask_hw=mask_of_view(view, base, shape_hw))
+            near_values, _ = self._look(near_view, near_prompt, is_mirrored=False)
             near_values = resampled(near_values, near_view.box_xyxy, view.box_xyxy, (side, side))
             values = np.where(cells_within(view, near_view.box_xyxy, side), near_values, base)
-        part = changed_part(values, earlier_values, (row, column))
+            part = changed_part(values, earlier_values, (row, column))
+            if part is None or not is_cut(part, view, near_view, shape_hw):
+                break
+            near_view = view_of_change(view, part, point)
         if part is not None:
             # The rim of the change, too, or the outline would be cut in steps there.
             earlier_values = np.where(binary_dilation(part, iterations=FINER), values, earlier_values)

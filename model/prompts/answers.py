@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from detectron2.layers import paste_masks_in_image
+from scipy.ndimage import binary_erosion
 from scipy.ndimage import label as label_components
 from scipy.special import expit, logit
 
@@ -181,6 +182,13 @@ def view_of_change(view: View, part: np.ndarray | None, point: Point) -> View | 
     return view_of_box((x - half, y - half, x + half, y + half), VIEW_SIDE, margin=1.0)
 
 
+def is_cut(part: np.ndarray, view: View, near_view: View, shape_hw: tuple[int, int]) -> bool:
+    """Whether a changed part (s, s) of a view ends at the border of its nearer view, inside the image."""
+    window = cells_within(view, near_view.box_xyxy, len(part))
+    border = window & ~binary_erosion(window, border_value=1)
+    return bool((part & border & cells_within(view, (0.0, 0.0, shape_hw[1], shape_hw[0]), len(part))).any())
+
+
 def maps_of(view: View, prompt: Prompt) -> torch.Tensor:
     """Prompt maps (4, S, S) in pixels of the view."""
     box = None
@@ -225,13 +233,13 @@ def heeded(values: np.ndarray, view: View, point: Point) -> np.ndarray:
     The logits are moved just so far that the click is right; the change keeps to the network's own edges.
     """
     (x, y, is_positive), side = point, values.shape[0]
-    column, row = view.to_view(np.array([[x, y]]))[0] * side / view.side
-    if not (0 <= column < side and 0 <= row < side) or (values[int(row), int(column)] >= 0.5) == is_positive:
+    column, row = np.floor(view.to_view(np.array([[x, y]]))[0] * side / view.side).astype(int)
+    if not (0 <= column < side and 0 <= row < side) or (values[row, column] >= 0.5) == is_positive:
         return values
     doubtful = values.clip(LEAST_DOUBT, 1 - LEAST_DOUBT)
-    logits, centres = logit(doubtful), np.arange(side) + 0.5
-    missing = (1 if is_positive else -1) * logit(HEEDED) - logits[int(row), int(column)]
-    distance2 = (centres[:, None] - row) ** 2 + (centres[None] - column) ** 2
+    logits, cells = logit(doubtful), np.arange(side)
+    missing = (1 if is_positive else -1) * logit(HEEDED) - logits[row, column]
+    distance2 = (cells[:, None] - row) ** 2 + (cells[None] - column) ** 2
     change = expit(logits + missing * np.exp(-distance2 / (2 * (HEEDED_SHARE * side) ** 2))) - doubtful
     return np.asarray((values + change).clip(0.0, 1.0), np.float32)
 

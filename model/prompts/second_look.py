@@ -74,8 +74,8 @@ def second_look(
     windows, masks = list[tuple[int, View]](), list[torch.Tensor]()
     for number, view in enumerate(views):
         for window in windows_of(view):
-            seen = resampled(values[number], view.box_xyxy, window.box_xyxy, (VIEW_SIDE, VIEW_SIDE))
-            mask = seen >= 0.5
+            window_values = resampled(values[number], view.box_xyxy, window.box_xyxy, (VIEW_SIDE, VIEW_SIDE))
+            mask = window_values >= 0.5
             if mask.any() and not mask.all():
                 windows.append((number, window))
                 # The mask so far and nothing else.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import model
 from model.config import get_config
 from model.inference.prompt_predictor import PromptPredictor
-from model.prompts.answers import Prompt, as_instance, changed_part, heeded, prompt_steps, view_of_change
+from model.prompts.answers import Prompt, as_instance, changed_part, heeded, is_cut, prompt_steps, view_of_change
 from model.prompts.network import PROMPT_MAPS, VIEW_SIDE, PromptNetwork, prompt_maps
 from model.prompts.views import MOST_STRETCH, View, resampled, view_of_box
 from training.prompts.evaluate import overlap
@@ -185,6 +185,25 @@ def test_a_small_change_is_looked_at_from_nearer_and_the_rest_stays() -> None:
     assert around_click is not None
     assert around_click.box_xyxy == pytest.approx((54, 24, 86, 56))
     assert view_of_change(view, np.ones((64, 64), bool), (70.0, 40.0, True)) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "expected"),
+    [
+        pytest.param((20, 30), (20, 30), False, id="inside the nearer view"),
+        pytest.param((20, 40), (20, 30), True, id="to its lower border"),
+        pytest.param((20, 30), (10, 30), True, id="to its left border"),
+        pytest.param((0, 30), (20, 30), False, id="to the image's border"),
+        pytest.param((20, 30), (50, 60), False, id="elsewhere"),
+    ],
+)
+def test_a_change_is_cut_at_the_border_of_its_nearer_view(
+    rows: tuple[int, int], columns: tuple[int, int], expected: bool
+) -> None:
+    view, near_view = View((0, -20, 128, 108), VIEW_SIDE), View((20, -20, 80, 60), VIEW_SIDE)
+    part = np.zeros((64, 64), bool)
+    part[slice(*rows), slice(*columns)] = True
+    assert is_cut(part, view, near_view, (100, 128)) == expected
 
 
 @given(st.floats(0.5, 127.5), st.floats(0.5, 127.5), st.booleans(), st.integers(0, 99))
