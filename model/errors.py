@@ -35,8 +35,8 @@ def require_model_libraries() -> None:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             absent = error.name or name
-            what = f"{name} is not installed" if absent == name else f"{name} needs {absent}, which is not installed"
-            raise MissingRequirementError(f"{what}; fix: {fix}.", name=absent) from error
+            problem = f"{name} is not installed" if absent == name else f"{name} needs {absent}, which is not installed"
+            raise MissingRequirementError(f"{problem}; fix: {fix}.", name=absent) from error
         except (ImportError, OSError, RuntimeError) as error:
             # A torchvision built for another torch raises RuntimeError, a missing CUDA library OSError.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -105,16 +105,16 @@ def iou(mask_hw: np.ndarray, other_hw: np.ndarray) -> float:
     return float(iou_matrix([mask_hw], [other_hw])[0, 0])
 
 
-def iou_matrix(masks: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> np.ndarray:
+def iou_matrix(masks: Sequence[np.ndarray], other_masks: Sequence[np.ndarray]) -> np.ndarray:
     """Intersection over union of N masks with M others, bool H x W each: float64 (N, M)."""
-    result = np.zeros((len(masks), len(others)))
+    result = np.zeros((len(masks), len(other_masks)))
     measures = [_MaskMeasure(mask_hw) for mask_hw in masks]
-    other_measures = [_MaskMeasure(mask_hw) for mask_hw in others]
+    other_measures = [_MaskMeasure(mask_hw) for mask_hw in other_masks]
     for row, measure in enumerate(measures):
-        for column, other in enumerate(other_measures):
-            intersection = measure.intersection(other)
+        for column, other_measure in enumerate(other_measures):
+            intersection = measure.intersection(other_measure)
             if intersection:
-                result[row, column] = intersection / (measure.area + other.area - intersection)
+                result[row, column] = intersection / (measure.area + other_measure.area - intersection)
     return result
 
 
@@ -126,10 +126,10 @@ class _MaskMeasure:
         self.box = left, top, right, bottom = box_of(mask_hw)
         self.area = int(np.count_nonzero(mask_hw[top:bottom, left:right]))
 
-    def intersection(self, other: _MaskMeasure) -> int:
-        left, top = max(self.box[0], other.box[0]), max(self.box[1], other.box[1])
-        right, bottom = min(self.box[2], other.box[2]), min(self.box[3], other.box[3])
+    def intersection(self, measure: _MaskMeasure) -> int:
+        left, top = max(self.box[0], measure.box[0]), max(self.box[1], measure.box[1])
+        right, bottom = min(self.box[2], measure.box[2]), min(self.box[3], measure.box[3])
         if left >= right or top >= bottom:
             return 0
         window = slice(top, bottom), slice(left, right)
-        return int(np.count_nonzero(self.mask_hw[window] & other.mask_hw[window]))
+        return int(np.count_nonzero(self.mask_hw[window] & measure.mask_hw[window]))

@@ -102,9 +102,9 @@ def check_origin(settings: Settings) -> None:
     if request.method in READS:
         return
     sender = request.headers.get("Origin")
-    own = {f"{scheme}://{request.host}".lower() for scheme in ("http", "https")}
+    own_origins = {f"{scheme}://{request.host}".lower() for scheme in ("http", "https")}
     is_foreign = request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none")
-    if is_foreign or (sender is not None and sender.lower() not in own):
+    if is_foreign or (sender is not None and sender.lower() not in own_origins):
         raise ServiceError(
             f"A page of another site ({(sender or 'unknown')[:80]!r}) sent this request.",
             "Use the pages of this service, or a program.",
@@ -123,7 +123,7 @@ def _is_own_name(host: str, allowed: str) -> bool:
         name = (urlsplit(f"//{host}").hostname or "").rstrip(".").lower()
     except ValueError:
         return False
-    names = {entry.strip().lower() for entry in allowed.split(",") if entry.strip()}
+    names = {allowed_name.strip().lower() for allowed_name in allowed.split(",") if allowed_name.strip()}
     if not name:
         return False  # HTTP allows no empty name
     if "." not in name or name.endswith(PRIVATE_ENDINGS) or "*" in names or {name, host.lower()} & names:

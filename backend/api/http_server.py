@@ -71,7 +71,7 @@ class HttpServer:
             server_name="localhost",  # of requests without a Host, which only programs send
         )
         # Kept here: the event loop changes the map while other threads call `stop`.
-        self._listener = next(entry for entry in self._sockets.values() if isinstance(entry, BaseWSGIServer))
+        self._listener = next(server for server in self._sockets.values() if isinstance(server, BaseWSGIServer))
         for server in list(self._sockets.values()):
             if isinstance(server, BaseWSGIServer):
                 server.channel_class = _Channel
@@ -123,9 +123,9 @@ class _Request(HTTPRequestParser):
             self._refuse(str(error))
             return len(data)
         if self.body_rcv is not None and not self.completed and self not in self.bodies:
-            most = self.adj.max_request_body_size
-            size = most if self.chunked else self.content_length
-            if sum(self.bodies.values()) + size > BODIES * most:
+            limit_bytes = self.adj.max_request_body_size
+            size = limit_bytes if self.chunked else self.content_length
+            if sum(self.bodies.values()) + size > BODIES * limit_bytes:
                 self._refuse(f"{size} bytes more than are read at once")
             else:
                 self.bodies[self] = size

@@ -114,7 +114,7 @@ def round_artifact(project: int, version: str, artifact: str) -> Response:
 
 @learning.post("/<int:project>/<action>")
 def act(project: int, action: str) -> Any:
-    """The buttons: start, cancel, promote (field `version`), rollback."""
+    """Carry out a button of the status page: start, cancel, promote (field `version`) or rollback."""
     service = services()
     check_form(service.connection, service.settings)
     required_registry(services().settings)
@@ -219,9 +219,9 @@ def duration(seconds: float) -> str:
 
 def _waits_for(settings: Settings, trigger_state: Mapping[str, Any]) -> str:
     """What has to happen before the next round."""
-    new = trigger_state.get("new", 0)
-    since = f"{new} annotation(s) since the newest training." if trigger_state else "Not looked at yet."
-    ways = ["press Train now, or Start Training in Label Studio"] if new else ["it waits for annotations"]
+    new_annotations = trigger_state.get("new", 0)
+    since = f"{new_annotations} annotation(s) since the newest training." if trigger_state else "Not looked at yet."
+    ways = ["press Train now, or Start Training in Label Studio"] if new_annotations else ["it waits for annotations"]
     if settings.train_after:
         ways.append(f"it trains by itself at {settings.train_after} annotations")
     if settings.train_every_h:
@@ -231,23 +231,25 @@ def _waits_for(settings: Settings, trigger_state: Mapping[str, Any]) -> str:
 
 
 def _current(facts: Facts, trainers: Sequence[str], busy: str) -> Facts:
-    now = dict(facts["current"])
-    stage = str(now.get("stage") or "")
-    now["number"] = facts["count"] + (0 if any(run["id"] == now["run"] for run in facts["rounds"]) else 1)
-    record: Mapping[str, Any] = next((run for run in facts["rounds"] if run["id"] == now["run"]), {})
-    now["steps"] = _steps(stage, record.get("stage_s", {}))
-    now["loss_chart"] = _loss_chart(now.get("curve") or ())
-    if now.get("state") == QUEUED or not stage:
+    training = dict(facts["current"])
+    stage = str(training.get("stage") or "")
+    training["number"] = facts["count"] + (0 if any(run["id"] == training["run"] for run in facts["rounds"]) else 1)
+    record: Mapping[str, Any] = next((run for run in facts["rounds"] if run["id"] == training["run"]), {})
+    training["steps"] = _steps(stage, record.get("stage_s", {}))
+    training["loss_chart"] = _loss_chart(training.get("curve") or ())
+    if training.get("state") == QUEUED or not stage:
         if not trainers:
-            now["doing"] = "waits for a worker that takes trainings; none is alive"
+            training["doing"] = "waits for a worker that takes trainings; none is alive"
         else:
-            now["doing"] = f"waits until the training of {busy} is over" if busy else "waits for the training worker"
-        return now
-    now["doing"] = DOING.get(stage, stage)
-    if now["of"]:
-        now["doing"] += f", step {now['iteration']} of {now['of']}"
-    now["doing"] += f"; {_time_left(now, facts['rounds'])}"
-    return now
+            training["doing"] = (
+                f"waits until the training of {busy} is over" if busy else "waits for the training worker"
+            )
+        return training
+    training["doing"] = DOING.get(stage, stage)
+    if training["of"]:
+        training["doing"] += f", step {training['iteration']} of {training['of']}"
+    training["doing"] += f"; {_time_left(training, facts['rounds'])}"
+    return training
 
 
 def _steps(stage: str, spent_s: Mapping[str, float]) -> list[tuple[str, str]]:
@@ -261,14 +263,14 @@ def _steps(stage: str, spent_s: Mapping[str, float]) -> list[tuple[str, str]]:
     return steps
 
 
-def _time_left(now: Facts, rounds: Sequence[Mapping[str, Any]]) -> str:
+def _time_left(training: Facts, rounds: Sequence[Mapping[str, Any]]) -> str:
     """Estimate the remaining time from the training's own estimate and the stages of the newest judged round."""
     typical: Mapping[str, float] = next(
         (run["stage_s"] for run in rounds if run["state"] in JUDGED and run.get("stage_s")), {}
     )
-    stage = now["stage"]
-    spent_s = time.time() - float(now.get("stage_since") or time.time())
-    own_s = now.get("eta_s")
+    stage = training["stage"]
+    spent_s = time.time() - float(training.get("stage_since") or time.time())
+    own_s = training.get("eta_s")
     if own_s is None and stage in typical:
         own_s = max(1.0, typical[stage] - spent_s)
     if own_s is None:
@@ -311,10 +313,10 @@ def _size(counts: Mapping[str, Any], judged_by: str = "") -> str:
 def _scores(run: Mapping[str, Any]) -> str:
     parts = []
     for name, title in (("boundary_ap", "boundary AP"), ("mask_ap", "mask AP")):
-        after, before = run["metrics"].get(name), run.get("before", {}).get(name)
-        if isinstance(after, int | float):
-            first = f"{100 * before:.1f} → " if isinstance(before, int | float) else ""
-            parts.append(f"{title} {first}{100 * after:.1f}")
+        score, earlier_score = run["metrics"].get(name), run.get("before", {}).get(name)
+        if isinstance(score, int | float):
+            earlier_text = f"{100 * earlier_score:.1f} → " if isinstance(earlier_score, int | float) else ""
+            parts.append(f"{title} {earlier_text}{100 * score:.1f}")
     return ", ".join(parts)
 
 
@@ -343,7 +345,7 @@ TICKS = 4
 
 @dataclass(frozen=True)
 class Series:
-    """A line.
+    """A named line of a chart.
 
     Attributes:
         rejected_x: x of points that are drawn as crosses and left out of the line.
@@ -374,8 +376,8 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, from_zer
         share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
-    def text(kind: str, words: str, how: str) -> str:
-        return f'<text class="{kind}" {how}>{escape(words)}</text>'
+    def text(kind: str, words: str, attributes: str) -> str:
+        return f'<text class="{kind}" {attributes}>{escape(words)}</text>'
 
     alt = f"{y_label} by {x_label}: " + "; ".join(
         f"{line.name} {line.points[0][1]:.3g} to {line.points[-1][1]:.3g}" for line in series if line.points
@@ -413,5 +415,5 @@ def ticks(low: float, high: float, *, is_integer: bool = False) -> list[float]:
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= TICKS)
     if is_integer:
         step = max(1.0, round(step))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
+    first_number, last_number = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 10) for number in range(first_number, max(last_number, first_number + 1) + 1)]

@@ -141,9 +141,9 @@ def _projects(service: Services, waiting_of: Counter[str]) -> dict[str, Any]:
 
 def _work_of(trainer: str, views: list[dict[str, Any]]) -> str:
     for view in views:
-        now = view["current"]
-        if now and now.get("worker") in (trainer, None) and now.get("state") == TRAINS:
-            return f"trains {view['name']}, round {now['number']}"
+        training = view["current"]
+        if training and training.get("worker") in (trainer, None) and training.get("state") == TRAINS:
+            return f"trains {view['name']}, round {training['number']}"
     return ""
 
 

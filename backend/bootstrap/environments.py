@@ -117,7 +117,7 @@ def _create(environment: Environment) -> None:
     question = [str(environment.python), "-c", "import sys; print(*sys.version_info[:2])"]
     if environment.python.exists():
         answer = subprocess.run(question, capture_output=True, text=True, check=False)
-        if answer.stdout.split() == [str(part) for part in sys.version_info[:2]]:
+        if answer.stdout.split() == [str(number) for number in sys.version_info[:2]]:
             return
         shutil.rmtree(environment.folder)
     command = [sys.executable, "-m", "venv", str(environment.folder)]
@@ -199,8 +199,8 @@ def _verify(environment: Environment) -> None:
     command = [str(environment.python), "-W", "ignore", "-c", imports]
     status, output = run_visibly(command, title="importing torch and detectron2", log=environment.log)
     if status:
-        last = output.strip().splitlines()[-1] if output.strip() else "no message"
-        raise SetupError(f"the new environment does not import ({last}): `make clean setup` makes it anew")
+        last_line = output.strip().splitlines()[-1] if output.strip() else "no message"
+        raise SetupError(f"the new environment does not import ({last_line}): `make clean setup` makes it anew")
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -233,6 +233,6 @@ def prepare_browser() -> str | None:
             environment={"DEBIAN_FRONTEND": "noninteractive"},
         )
         if status:
-            last = output.strip().splitlines()[-1] if output.strip() else "no message"
-            raise SetupError(f"`{' '.join(step)}` failed ({last}): {BY_HAND}")
+            last_line = output.strip().splitlines()[-1] if output.strip() else "no message"
+            raise SetupError(f"`{' '.join(step)}` failed ({last_line}): {BY_HAND}")
     return None

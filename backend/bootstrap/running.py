@@ -26,14 +26,14 @@ class Progress:
         self.started_s = time.monotonic()
         self._shown_s = -HEARTBEAT_S
 
-    def show(self, *, last: str = "") -> None:
-        """Print the progress; `last` replaces it by a closing word."""
+    def show(self, *, closing_word: str = "") -> None:
+        """Print the progress, or `closing_word` in its place."""
         elapsed_s = time.monotonic() - self.started_s
-        text = f"  {self.title}: {last or self.doing}  [{elapsed_s:.0f} s]"
+        text = f"  {self.title}: {closing_word or self.doing}  [{elapsed_s:.0f} s]"
         if self.stream.isatty():
             columns = min(LINE_COLUMNS, shutil.get_terminal_size().columns - 1)  # a wrapped line cannot be rewritten
-            self.stream.write(f"\r{text[:columns]:<{columns}}" + ("\n" if last else ""))
-        elif last or elapsed_s - self._shown_s >= HEARTBEAT_S:
+            self.stream.write(f"\r{text[:columns]:<{columns}}" + ("\n" if closing_word else ""))
+        elif closing_word or elapsed_s - self._shown_s >= HEARTBEAT_S:
             self.stream.write(text + "\n")
             self._shown_s = elapsed_s
         self.stream.flush()
@@ -61,7 +61,7 @@ def run_visibly(
             record.write(output.getvalue())
     if process.returncode < 0:
         output.write(f"killed by signal {-process.returncode}\n")
-    progress.show(last="done" if process.returncode == 0 else "failed")
+    progress.show(closing_word="done" if process.returncode == 0 else "failed")
     return process.returncode, output.getvalue()
 
 

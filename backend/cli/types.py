@@ -156,9 +156,9 @@ def read_label_config_file(path: Path) -> str:
 
 
 @contextmanager
-def plain_errors(*more: type[Exception]) -> Iterator[None]:
-    """End the command with a message and exit code 1 on expected errors, and on those of ``more``."""
-    error_types: tuple[type[Exception], ...] = (ValueError, OSError, MissingRequirementError, *more)
+def plain_errors(*command_errors: type[Exception]) -> Iterator[None]:
+    """End the command with a message and exit code 1 on expected errors, and on those of ``command_errors``."""
+    error_types: tuple[type[Exception], ...] = (ValueError, OSError, MissingRequirementError, *command_errors)
     try:
         yield
     except error_types as error:

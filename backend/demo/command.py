@@ -140,7 +140,7 @@ def _logged(child: Child, folder: Path) -> Child:
         is_ready = child.ready()
         lines = log.read_text(errors="replace").strip().splitlines() if child.name == "project" else []
         progress[0].doing = lines[-1] if lines else "starting"
-        progress[0].show(last="ready" if is_ready else "")
+        progress[0].show(closing_word="ready" if is_ready else "")
         return is_ready
 
     return replace(child, command=command, ready=ready)

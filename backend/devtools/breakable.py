@@ -78,20 +78,20 @@ class Link:
     def _accept(self) -> None:
         while not self._is_closed:
             try:
-                near, _ = self._listening.accept()
+                client, _ = self._listening.accept()
             except OSError:
                 return
             try:
                 if self._is_cut:
                     raise ConnectionError("the link is cut")
-                far = socket.create_connection(self.target, timeout=5)
+                server = socket.create_connection(self.target, timeout=5)
             except OSError:
-                near.close()
+                client.close()
                 continue
-            far.settimeout(None)
+            server.settimeout(None)
             with self._lock:
-                self._sockets |= {near, far}
-            for source, sink in ((near, far), (far, near)):
+                self._sockets |= {client, server}
+            for source, sink in ((client, server), (server, client)):
                 threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:

@@ -248,14 +248,14 @@ class _Pair:
 
     def __post_init__(self) -> None:
         away = np.hypot(*(self.shown_px[:, None] - self.target_px[None]).transpose(2, 0, 1))
-        first, start = np.unravel_index(np.argmin(away), away.shape)
-        self.shown_px, away = np.roll(self.shown_px, -int(first), axis=0), np.roll(away, -int(first), axis=0)
-        self.target_px, away = np.roll(self.target_px, -int(start), axis=0), np.roll(away, -int(start), axis=1)
+        shown_start, target_start = map(int, np.unravel_index(np.argmin(away), away.shape))
+        self.shown_px, away = np.roll(self.shown_px, -shown_start, axis=0), np.roll(away, -shown_start, axis=0)
+        self.target_px, away = np.roll(self.target_px, -target_start, axis=0), np.roll(away, -target_start, axis=1)
         self.zones = _in_order(away)
-        before, after = np.roll(self.target_px, 1, axis=0), np.roll(self.target_px, -1, axis=0)
-        own = self.target_px[self.zones]
-        to_before = _segment_distance(self.shown_px, before[self.zones], own)
-        to_after = _segment_distance(self.shown_px, own, after[self.zones])
+        previous_px, next_px = np.roll(self.target_px, 1, axis=0), np.roll(self.target_px, -1, axis=0)
+        zone_px = self.target_px[self.zones]
+        to_before = _segment_distance(self.shown_px, previous_px[self.zones], zone_px)
+        to_after = _segment_distance(self.shown_px, zone_px, next_px[self.zones])
         self.is_before, self.off_px = to_before < to_after, np.minimum(to_before, to_after)
         self.is_wrong = np.zeros(len(self.target_px), dtype=np.bool_)
 
@@ -290,15 +290,15 @@ class _Pair:
 def _in_order(distances_px: np.ndarray) -> np.ndarray:
     """Choose a column for each row of distances (N, M), never falling from row to row, with the least sum: (N,)."""
     count = distances_px.shape[1]
-    best, origin = distances_px[0].copy(), np.zeros(distances_px.shape, dtype=np.int64)
+    sums_px, origin = distances_px[0].copy(), np.zeros(distances_px.shape, dtype=np.int64)
     columns = np.arange(count)
     for row in range(1, len(distances_px)):
-        least = np.minimum.accumulate(best)
-        is_new = best <= least
+        least_sums_px = np.minimum.accumulate(sums_px)
+        is_new = sums_px <= least_sums_px
         origin[row] = np.maximum.accumulate(np.where(is_new, columns, 0))
-        best = least + distances_px[row]
+        sums_px = least_sums_px + distances_px[row]
     zones = np.empty(len(distances_px), dtype=np.int64)
-    column = int(np.argmin(best))
+    column = int(np.argmin(sums_px))
     for row in range(len(distances_px) - 1, -1, -1):
         zones[row] = column
         column = int(origin[row, column])
@@ -336,12 +336,12 @@ def cheapest_stretch(
                 choices.append((row[place - 1] + _ADD, "add"))
                 if can_drag[vertex][place - 1]:
                     choices.append((above[place - 1] + _DRAG, "drag"))
-            best = min(choices, key=lambda choice: choice[0])
+            cheapest_choice = min(choices, key=lambda choice: choice[0])
             if place:
-                row.append(best[0])
-                moves.append(best[1])
+                row.append(cheapest_choice[0])
+                moves.append(cheapest_choice[1])
             else:
-                row, moves = [best[0]], [best[1]]
+                row, moves = [cheapest_choice[0]], [cheapest_choice[1]]
         cost.append(row)
         move.append(moves)
     vertex, place, steps, run = count, places, Counter[str](), []

@@ -86,7 +86,7 @@ def _text(figures: Json) -> str:
 
 
 def measure_load(model: Path | None, tasks: int) -> Json:
-    """Served beside bare in turns, tasks one at a time, memory; of a stub (`model` None) once and without the rest."""
+    """Measure the service beside the bare predictor, in turns; with a stub (`model` None) the service alone, once."""
     pictures = noisy_pictures(tasks)
     figures: Json = {"tasks": tasks, "batch": BATCH}
     bare = None if model is None else BarePredictor(model)
@@ -112,7 +112,7 @@ def measure_load(model: Path | None, tasks: int) -> Json:
 
 
 def _turn(bare: BarePredictor | None, service: ServedModelRun, pictures: Sequence[bytes], number: int) -> Json:
-    """Each measured once, every other turn in the reverse order: the speed of a shared machine drifts."""
+    """Measure each way once; every other turn in reverse order, because the speed of a shared machine drifts."""
     ways: dict[str, Callable[[], Json]] = {"served": lambda: service.run_together(number)}
     if bare:
         ways = {
@@ -126,7 +126,7 @@ def _turn(bare: BarePredictor | None, service: ServedModelRun, pictures: Sequenc
 
 
 def _share(turns: list[Json], of: str) -> float:
-    """Median over the rounds of served to bare."""
+    """Tasks a second of the service as a share of another way's: the median over the turns."""
     shares = [turn["served"]["tasks a second"] / turn[of]["tasks a second"] for turn in turns]
     return round(statistics.median(shares), 3)
 
@@ -230,13 +230,13 @@ class ServedModelRun:
         return label_config(self.labels)
 
     def pids(self) -> dict[str, int]:
-        """Of each process."""
+        """Process ids by the name of the process."""
         assert self.stage.api
         assert self.stage.queue
         return {"api": self.stage.api.pid, "worker": self.stage.workers[0].pid, "queue server": self.stage.queue.pid}
 
     def run_together(self, turn: int) -> Json:
-        """All pictures in one request, as Label Studio's "Retrieve predictions" asks."""
+        """Predict all pictures in one request, as Label Studio's "Retrieve predictions" asks."""
         count = len(self.images)
         stages_s, used_s, seconds = self.measured(lambda: self._ask(turn * 10_000, self.images))
         return {
@@ -246,7 +246,7 @@ class ServedModelRun:
         }
 
     def run_singly(self, count: int) -> Json:
-        """One task a request, one request at a time, as when tasks are opened."""
+        """Predict one task a request, one request at a time, as when tasks are opened."""
         latencies, overheads = [], []
         for number in range(count):
             image = self.images[number % len(self.images)]
@@ -256,7 +256,7 @@ class ServedModelRun:
         return {"tasks": count, **in_ms(latencies, "latency"), **in_ms(overheads, "overhead")}
 
     def swap_s(self) -> dict[str, float]:
-        """Another version takes the model's place: seconds of the first task it predicts, and of the one after."""
+        """Replace the model by another version: seconds of the first task it predicts, and of the next."""
         assert self.model
         update_metadata(self.model, {"version": f"{read_served_model(self.model).version}-next"})
         durations_s: list[float] = []
@@ -267,7 +267,7 @@ class ServedModelRun:
         return {"first task": durations_s[0], "next task": durations_s[1]}
 
     def measured(self, action: Callable[[], object]) -> tuple[dict[str, float], dict[str, float], float]:
-        """Seconds of the worker's stages, of each process's processor time, and of all of it."""
+        """Run an action: seconds of the worker's stages, processor seconds of each process, and seconds in all."""
         stages_s, used_s = self._stages_s(), {name: processor_s(pid) for name, pid in self.pids().items()}
         begun = time.perf_counter()
         action()
@@ -276,18 +276,18 @@ class ServedModelRun:
         used_s = {name: processor_s(pid) - used_s[name] for name, pid in self.pids().items()}
         return {name: now_s[name] - stages_s[name] for name in STAGES}, used_s, seconds
 
-    def batch_s(self, first: int, size: int) -> Json | None:
-        """Seconds of the worker's stages and processor for new tasks in one batch, and of their request; None: not one.
+    def batch_s(self, first_task: int, size: int) -> Json | None:
+        """Seconds of the worker's stages, its processor and the request for a batch of new tasks; None if it was split.
 
         Each request has other pictures than the one before.
         """
         self.images = [*self.images[size:], *self.images[:size]]
-        before = self._stat("batches")
-        act = functools.partial(self._ask, first, [self.images[number % len(self.images)] for number in range(size)])
-        stages_s, used_s, seconds = self.measured(act)
+        batch_count = self._stat("batches")
+        images = [self.images[number % len(self.images)] for number in range(size)]
+        stages_s, used_s, seconds = self.measured(functools.partial(self._ask, first_task, images))
         row = {f"{name}_s": round(stages_s[name], 5) for name in STAGES}
         row |= {"request_s": round(seconds, 5), "processor_s": round(used_s["worker"], 2)}
-        return row if self._stat("batches") - before == 1 else None
+        return row if self._stat("batches") - batch_count == 1 else None
 
     def _stages_s(self) -> dict[str, float]:
         return {name: self._stat(f"stage_{name}") for name in STAGES}
@@ -296,8 +296,8 @@ class ServedModelRun:
         with self.stage.connection() as connection:
             return float(connection.hget(STATS, name) or 0)
 
-    def _ask(self, first: int, images: Sequence[str]) -> None:
-        facts = self.stage.predict(dict(enumerate(images, first)), self.labels)
+    def _ask(self, first_task: int, images: Sequence[str]) -> None:
+        facts = self.stage.predict(dict(enumerate(images, first_task)), self.labels)
         if len(facts["results"]) != len(images):
             raise click.ClickException("The deadline passed first; ask for fewer --tasks.")
         if facts.get("errors"):
@@ -342,14 +342,14 @@ def measure_capacity(model: Path | None, sizes: Sequence[int], count: int) -> Js
     figures: Json = {"cores": os.cpu_count(), "load average before": round(os.getloadavg()[0], 2)}
     files = [as_png(generate_scene(scene_seed("demo", number)).image) for number in range(PICTURES)]
     batches: dict[int, list[Json]] = {size: [] for size in sizes}
-    first = 1_000_000
+    first_task = 1_000_000
     with ServedModelRun(model, files, max(sizes)) as service:
         figures["model"] = read_served_model(service.stage.model).version
         for turn in range(1 + TRIES * count):  # the first one is to get warm
             for size in (size for size in sizes if len(batches[size]) < count):
                 click.echo(f"batches of {size}: {len(batches[size])} of {count}", err=True)
-                row = service.batch_s(first, size)
-                first += size
+                row = service.batch_s(first_task, size)
+                first_task += size
                 batches[size] += [row] if row and turn else []
     if (least := min(map(len, batches.values()))) < count:
         raise StartError(

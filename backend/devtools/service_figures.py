@@ -72,9 +72,9 @@ def _of_labels(count: int, tasks: int) -> Json:
     prompts = str(SHIPPED_PROMPT_MODEL)
     with ServiceHarness(predict_deadline_s="2", max_batch="64", worker_lost_s="60", prompt_model=prompts) as service:
 
-        def ask(first: int) -> None:
+        def ask(first_task: int) -> None:
             images = [f"{service.images.url}/data/upload/32/{number}.png" for number in range(tasks)]
-            service.predict(dict(enumerate(images, first)), labels)
+            service.predict(dict(enumerate(images, first_task)), labels)
 
         service.set_up_project(labels)
         (worker,) = service.start_workers(1)

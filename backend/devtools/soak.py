@@ -60,12 +60,12 @@ class Annotators:
         asks_again: request answered tasks again that are not stored; else only those whose request was refused.
     """
 
-    def __init__(self, harness: ServiceHarness, first: int, count: int, *, asks_again: bool = True) -> None:
+    def __init__(self, harness: ServiceHarness, first_task: int, count: int, *, asks_again: bool = True) -> None:
         self.asks_again = asks_again
         self.answered: set[int] = set()
         self.must_fail: set[int] = set()
         self.harness = harness
-        self.ids = list(range(first, first + count))
+        self.ids = list(range(first_task, first_task + count))
         self.widths = dict.fromkeys(self.ids, WIDTH_PX)
         self.failed: dict[int, str] = {}
         self.refused = 0
@@ -127,7 +127,7 @@ class Annotators:
             self.failed[int(error["task"])] = str(error["error"])
         results = facts["results"]
         if len(results) == len(numbers):
-            rows = [{"task": n, **row} for n, row in zip(numbers, results, strict=True) if row]
+            rows = [{"task": task, **row} for task, row in zip(numbers, results, strict=True) if row]
             self.harness.label_studio.store(rows)
 
 

@@ -53,7 +53,7 @@ def main() -> None:
     options = json.loads(os.environ.get("SOAK", "{}"))
     settings = Settings()
     set_up_logs(settings)
-    run_worker(settings, lambda own: StubPredictor(read_served_model(own.model).version, options))
+    run_worker(settings, lambda config: StubPredictor(read_served_model(config.model).version, options))
 
 
 if __name__ == "__main__":

@@ -160,8 +160,8 @@ def _webhook(
     url = backend["url"].rstrip("/") + "/webhook"
     secret = settings.webhook_secret.get_secret_value()
     headers = {SECRET_HEADER: secret} if secret else {}
-    own = [hook for hook in hooks if hook["url"] == url and hook["project"] == backend["project"]]
-    active = [hook for hook in own if hook.get("is_active") is not False]
+    own_hooks = [hook for hook in hooks if hook["url"] == url and hook["project"] == backend["project"]]
+    active = [hook for hook in own_hooks if hook.get("is_active") is not False]
     if not active:
         yield Change(
             f"webhook of project {project['id']}",

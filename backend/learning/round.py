@@ -348,12 +348,14 @@ class Round:
         self._stage("gate")
         registry, project = self.parts.registry, self.run.project
         incumbent, directory = self._parent()
-        best = registry.best_ever(project)
+        best_version = registry.best_ever(project)
         folds = self.training_folder / FOLDS_FILE
         request = {
             "candidate": self.checkpoint,
             "incumbent": directory.absolute(),
-            "best": registry.fetch(project, best, self.cache).absolute() if best and best != incumbent else None,
+            "best": registry.fetch(project, best_version, self.cache).absolute()
+            if best_version and best_version != incumbent
+            else None,
             "snapshot": snapshot.absolute(),
             "earlier": [path.absolute() for path in self._earlier_snapshots()],
             "folds": folds if folds.is_file() else None,
@@ -413,8 +415,8 @@ class Round:
         now = (time.time(), _cpu_s())
         if self.stage_began is not None:
             books = (self.run.stage_s, self.run.stage_cpu_s)
-            for book, before, after in zip(books, self.stage_began, now, strict=True):
-                book[self.run.stage] = round(book.get(self.run.stage, 0.0) + after - before, 1)
+            for book, start_s, end_s in zip(books, self.stage_began, now, strict=True):
+                book[self.run.stage] = round(book.get(self.run.stage, 0.0) + end_s - start_s, 1)
         self.stage_began = now
 
     def _over(self, state: str) -> Run:
@@ -460,7 +462,7 @@ def newest_trigger_state(registry: Registry, store: RunStore, project: str) -> s
 
 def _cpu_s() -> float:
     """Processor seconds of this process and of its children that ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    usages = [resource.getrusage(process_kind) for process_kind in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 

@@ -88,10 +88,10 @@ def fetch_images(
         for task in tasks:
             waiting.append((task, pool.submit(get, task)))
             if len(waiting) > 2 * FETCH_THREADS:
-                first, image = waiting.popleft()
-                yield first, image.result()
-        for task, image in waiting:
-            yield task, image.result()
+                first_task, future_image = waiting.popleft()
+                yield first_task, future_image.result()
+        for task, future_image in waiting:
+            yield task, future_image.result()
 
 
 def _decoded(content: bytes, task: AnnotatedTask, max_pixels: int, budget: MemoryBudget) -> TaskImage:
@@ -147,7 +147,7 @@ def _names(value: str, file_upload: str) -> list[str]:
     is_address = value.startswith(("http://", "https://"))
     parts = urlsplit(value.replace("\\", "/") if is_address else value.replace("\\", "/").replace("#", "%23"))
     path = parse_qs(parts.query).get("d", [unquote(parts.path)])[0].lstrip("/")
-    names = [path, *(path.split("/", n)[-1] for n in range(1, path.count("/") + 1)), file_upload]
+    names = [path, *(path.split("/", depth)[-1] for depth in range(1, path.count("/") + 1)), file_upload]
     for name in (path.rpartition("/")[2], file_upload):
         if len(name) > _PREFIX and name[_PREFIX - 1] == "-" and set(name[: _PREFIX - 1]) <= set("0123456789abcdef"):
             names.append(name[_PREFIX:])
@@ -310,26 +310,28 @@ class SnapshotBuilder:
         self._write(task, annotations, pixels, [*objects, *disputed_objects], corrections)
         self._describe(task, annotations, sha256, predicted_objects, corrections)
         for correction in corrections:
-            before, after = correction.predicted, correction.annotated
-            if predicted_objects and correction.vertices and before is not None and after is not None:
-                before_hw, after_hw = predicted_objects[before].mask_hw, objects[after].mask_hw
+            source, target = correction.predicted, correction.annotated
+            if predicted_objects and correction.vertices and source is not None and target is not None:
+                before_hw, after_hw = predicted_objects[source].mask_hw, objects[target].mask_hw
                 self._most_moved.add(pixels.image_rgb, before_hw, after_hw, correction, name=f"task {task.id}")
 
     def finish(self, annotations: Sequence[Annotation], project: str) -> Path:
         """Write the snapshot. `annotations`: all that were read; later only newer ones count as new."""
         left_out = [
             {
-                "task": entry.task_id,
-                "annotation": entry.annotation_id,
-                "region": entry.region_id,
-                "reason": entry.reason,
-                "lost": entry.is_lost,
+                "task": omission.task_id,
+                "annotation": omission.annotation_id,
+                "region": omission.region_id,
+                "reason": omission.reason,
+                "lost": omission.is_lost,
             }
-            for entry in sorted(self.left_out, key=lambda item: (item.task_id, item.annotation_id or 0, item.region_id))
+            for omission in sorted(
+                self.left_out, key=lambda omission: (omission.task_id, omission.annotation_id or 0, omission.region_id)
+            )
         ]
         holdout_hashes = self._writer.holdout_hashes()
-        for entry in self._entries:
-            entry["part"] = "holdout" if entry["sha256"] in holdout_hashes else "train"
+        for image in self._entries:
+            image["part"] = "holdout" if image["sha256"] in holdout_hashes else "train"
         report = build_correction_report(self._entries, left_out)
         sheet = self._most_moved.sheet()
         config = self._labelling.config
@@ -339,7 +341,7 @@ class SnapshotBuilder:
                 annotation_ids=self._annotation_ids,
                 extra={
                     "choice": self._settings.choice,
-                    "left_out": dict(Counter(entry["reason"] for entry in left_out).most_common(50)),
+                    "left_out": dict(Counter(omission["reason"] for omission in left_out).most_common(50)),
                     "predicted_values": _predicted_values(config) if config else {},
                 },
                 report=report,
@@ -349,7 +351,7 @@ class SnapshotBuilder:
                 pictures={"moved.png": sheet} if sheet else {},
             )
         except SnapshotError as error:
-            reasons = "; ".join(f"task {entry['task']}: {entry['reason']}" for entry in left_out[:5])
+            reasons = "; ".join(f"task {omission['task']}: {omission['reason']}" for omission in left_out[:5])
             raise ServiceError(f"No snapshot: {error}", f"Left out: {reasons}" if reasons else "") from error
 
     def _vote(
@@ -403,7 +405,7 @@ class SnapshotBuilder:
         corrections: Sequence[Correction],
     ) -> None:
         by_number = {correction.annotated: correction for correction in corrections if correction.annotated is not None}
-        rows = [_snapshot_object(item, by_number.get(number)) for number, item in enumerate(objects)]
+        rows = [_snapshot_object(instance, by_number.get(number)) for number, instance in enumerate(objects)]
         ids = [annotation.id for annotation in annotations]
         record = image_record(pixels.image_rgb, rows, self._labelling.classes, task_id=task.id, annotation_ids=ids)
         self._writer.add(record, pixels.image_rgb, pixels.file)

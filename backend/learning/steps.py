@@ -198,19 +198,19 @@ def judge(
     from training.gate.holdout import DetectionCache, detect_with
     from training.gate.verdict import parse_rules
 
-    checkpoint, data = Path(candidate), Path(snapshot)
+    checkpoint, snapshot_folder = Path(candidate), Path(snapshot)
     folds_file = None if folds is None else Path(folds)
     gate_rules = parse_rules(rules)
     device_name = str(choose_device(device))
     detect = DetectionCache(detect_with(device_name))
     if precision == "auto" and device_name == "cpu":
-        record_bf16(checkpoint, data, gate_rules, detect)
-    order = calibrated_order(checkpoint, data, folds_file, device=device_name, shown_from=shown_from)
+        record_bf16(checkpoint, snapshot_folder, gate_rules, detect)
+    order = calibrated_order(checkpoint, snapshot_folder, folds_file, device=device_name, shown_from=shown_from)
     verdict = rule(
         checkpoint,
         Path(incumbent),
         None if best is None else Path(best),
-        data,
+        snapshot_folder,
         earlier=[Path(path) for path in earlier],
         rules=gate_rules,
         detect=detect,

@@ -346,12 +346,12 @@ class Watcher(threading.Thread):
     def _trigger_state(self, project: str) -> TriggerState:
         newest_at = newest_trigger_state(self.learner.registry, self.learner.store, project)
         count = self.learner.label_studio.count_new(project, newest_at)
-        last = next(iter(self.learner.store.newest(project, 1)), None)
-        if last is None:
+        newest_run = next(iter(self.learner.store.newest(project, 1)), None)
+        if newest_run is None:
             return TriggerState(count)
-        has_failed = last.state in (runs.FAILED, runs.CANCELLED) and not last.snapshot
-        failed_at = last.new_annotations if has_failed else -1
-        return TriggerState(count, (time.time() - last.ended_at) / 3600, failed_at)
+        has_failed = newest_run.state in (runs.FAILED, runs.CANCELLED) and not newest_run.snapshot
+        failed_at = newest_run.new_annotations if has_failed else -1
+        return TriggerState(count, (time.time() - newest_run.ended_at) / 3600, failed_at)
 
     def _is_due(self, name: str, project: Project) -> bool:
         """Whether to look: after `learning_check_s`, or soon after an event or the first /setup."""

@@ -114,7 +114,10 @@ def parse(schema: type[Model], body: object) -> Model:
     try:
         return schema.model_validate(body)
     except ValidationError as error:
-        details = [f"{'.'.join(str(part) for part in e['loc']) or 'body'}: {e['msg']}" for e in error.errors()[:5]]
+        details = [
+            f"{'.'.join(str(part) for part in problem['loc']) or 'body'}: {problem['msg']}"
+            for problem in error.errors()[:5]
+        ]
         raise BadRequestError(
             f"The request is not a valid {schema.__name__}: {'; '.join(details)}.",
             "The endpoints speak Label Studio 1.23's ML backend protocol.",

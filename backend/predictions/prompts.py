@@ -53,10 +53,10 @@ def chosen_regions(prediction: Prediction, context: Mapping[str, Any]) -> Predic
         return prediction
     bounds = [(_bounds(region), region) for region in prediction["result"]]
     boxes = [(box, region) for box, region in bounds if box is not None]
-    best = _at_point(boxes, *prompts[-1][:2]) if is_point(prompts[-1]) else _in_box(boxes, prompts[-1])
+    choice = _at_point(boxes, *prompts[-1][:2]) if is_point(prompts[-1]) else _in_box(boxes, prompts[-1])
     # An object may be several entries of one id: geometry and label of tags of their own.
-    name = best.get("id") if best else None
-    regions = [region for region in prediction["result"] if region is best or (name and region.get("id") == name)]
+    name = choice.get("id") if choice else None
+    regions = [region for region in prediction["result"] if region is choice or (name and region.get("id") == name)]
     return {**prediction, "result": regions}
 
 

@@ -132,10 +132,10 @@ class DeliveryClaims:
         values: Any = self.connection.mget([CLAIM + job_id for job_id in job_ids]) if job_ids else []
         now = time.monotonic()
         for job_id, token in zip(job_ids, map(text, values), strict=True):
-            last, since = self._claims_seen.pop(job_id, ("", now))
+            earlier_token, since = self._claims_seen.pop(job_id, ("", now))
             if not token:
                 continue
-            if token != last:
+            if token != earlier_token:
                 since = now
             if now - since > float(token.split(":")[-2]):
                 self._release(keys=[job_id], args=[NAMES, token, 0, 0])

@@ -214,7 +214,7 @@ class PredictionJob:
     def payload(self) -> dict[str, Any]:
         """The job as it is queued: with the digest of the label config (`backend.queue.job_store`)."""
         return {
-            **{item.name: getattr(self, item.name) for item in fields(self)},
+            **{field.name: getattr(self, field.name) for field in fields(self)},
             "label_config": config_digest(self.label_config),
         }
 

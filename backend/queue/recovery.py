@@ -91,8 +91,8 @@ class OrphanSearch:
         earlier_beats, self._seen = self._seen, {}
         requeued_ids = []
         for name, beat in _beats(connection).items():
-            last, since = earlier_beats.get(name, ("", now))
-            self._seen[name] = (beat, since if beat == last else now)
+            earlier_beat, since = earlier_beats.get(name, ("", now))
+            self._seen[name] = (beat, since if beat == earlier_beat else now)
             if not beat or now - self._seen[name][1] > 2 * self.queue.settings.worker_lost_s:
                 requeued_ids += _requeue(self.queue, name, is_dead=True, beat=beat)
                 if is_interactive(name):

@@ -115,7 +115,7 @@ class TrainQueue:
 
     def current(self, project: str) -> dict[str, Any]:
         """Facts of a project's waiting or running training: run, state, trigger, stage, eta_s...; {} for none."""
-        row = {text(k): text(v) for k, v in self.connection.hgetall(learning_key(project)).items()}
+        row = {text(name): text(value) for name, value in self.connection.hgetall(learning_key(project)).items()}
         facts: dict[str, Any] = dict(row)
         for name in ("attempts", "folded", "iteration", "of"):
             facts[name] = int(float(row.get(name) or 0))
@@ -131,7 +131,7 @@ class TrainQueue:
     def note(self, project: str, run: str, **facts: object) -> None:
         """Store facts (numbers and text) of a run's progress. None removes a fact."""
         key = learning_key(project)
-        values: dict[Any, Any] = {n: _encode(v) for n, v in facts.items() if v is not None}
+        values: dict[Any, Any] = {name: _encode(value) for name, value in facts.items() if value is not None}
         # `run` goes along: a queue server that was restarted has forgotten it.
         self.connection.hset(key, mapping={"run": run, **values})
         if removed_names := [name for name, value in facts.items() if value is None]:

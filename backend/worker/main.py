@@ -152,26 +152,26 @@ class BatchPipeline:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="regions")
         self._writing: tuple[Batch, Future[None]] | None = None
 
-    def run(self, first: Batch | None) -> None:
-        """Run `first` and all that waits.
+    def run(self, first_batch: Batch | None) -> None:
+        """Run `first_batch` and every batch that waits.
 
         Raises:
             RedisError: the queue server went away; unfinished tasks are still listed as ours.
         """
-        ahead = self._begin(first)
+        next_batch = self._begin(first_batch)
         try:
             while True:
                 while self.may_go_on() and (urgent := self._begin(self.taking.urgent())):
                     self._compute(urgent)
-                current = ahead or self._begin(self.taking.next() if self.may_go_on() else None)
+                current = next_batch or self._begin(self.taking.next() if self.may_go_on() else None)
                 if current is None:
                     return
-                ahead = None
+                next_batch = None
                 is_alone = current[0].is_alone
                 if is_alone:
                     self._settle()
                 elif self.may_go_on():
-                    ahead = self._begin(self.taking.ahead())
+                    next_batch = self._begin(self.taking.ahead())
                 self._compute(current)
                 if is_alone:
                     self._settle()

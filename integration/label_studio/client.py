@@ -211,7 +211,7 @@ class LabelStudioClient:
 
     def upload_files(self, project_id: int, paths: Iterable[Path]) -> Json:
         """Upload image files, one task each, in one request; the answer counts them and holds `task_ids`."""
-        files = [(f"file{n}", (path.name, path.read_bytes())) for n, path in enumerate(paths)]
+        files = [(f"file{number}", (path.name, path.read_bytes())) for number, path in enumerate(paths)]
         path = f"/api/projects/{project_id}/import"
         return self._json("POST", path, files=files, params={"return_task_ids": "true"})
 

@@ -205,16 +205,20 @@ def read_task(row: Mapping[str, Any], *, predictions: Mapping[int, Mapping[str, 
     """
     task_id = _integer(row.get("id")) or 0
     by_id: dict[int | None, Entry] = dict((predictions or {}).items())
-    by_id |= {_integer(p.get("id")): p for p in _objects(row.get("predictions")) if _integer(p.get("id")) is not None}
+    by_id |= {
+        _integer(prediction.get("id")): prediction
+        for prediction in _objects(row.get("predictions"))
+        if _integer(prediction.get("id")) is not None
+    }
     usable_annotations: list[Annotation] = []
     left_out: list[LeftOut] = []
     annotations = row.get("annotations", row.get("completions"))  # their name in old exports
-    for place, entry in enumerate(_list(annotations), start=1):
-        number = _integer(entry.get("id")) if isinstance(entry, Mapping) else None
+    for place, annotation in enumerate(_list(annotations), start=1):
+        number = _integer(annotation.get("id")) if isinstance(annotation, Mapping) else None
         number = -place if number is None else number  # files of other tools have no ids, or texts
-        reason = _unusable(entry)
+        reason = _unusable(annotation)
         if reason is None:
-            usable_annotations.append(_annotation(entry, number, by_id, task_id))
+            usable_annotations.append(_annotation(annotation, number, by_id, task_id))
         else:
             left_out.append(LeftOut(task_id, number, "", reason))
     if annotations is not None and not isinstance(annotations, list):
@@ -238,7 +242,7 @@ def distinct_tasks(tasks: Iterable[AnnotatedTask]) -> list[AnnotatedTask]:
     return list({(task.id, json.dumps(task.data, sort_keys=True, default=str)): task for task in tasks}.values())
 
 
-def chosen_annotations(annotations: Sequence[Annotation], how: Choice = "latest") -> tuple[Annotation, ...]:
+def chosen_annotations(annotations: Sequence[Annotation], choice: Choice = "latest") -> tuple[Annotation, ...]:
     """The annotations of a task that count, oldest first.
 
     Ground truth wins over everything. "latest": the newest one. "agreement": the newest of each annotator, for
@@ -246,7 +250,7 @@ def chosen_annotations(annotations: Sequence[Annotation], how: Choice = "latest"
     """
     ground_truths = [annotation for annotation in annotations if annotation.ground_truth]
     by_age = sorted(ground_truths or annotations, key=_age)
-    if ground_truths or how == "latest":
+    if ground_truths or choice == "latest":
         return tuple(by_age[-1:])
     newest = {annotation.annotator or f"#{annotation.id}": annotation for annotation in by_age}
     return tuple(sorted(newest.values(), key=_age))
@@ -254,7 +258,9 @@ def chosen_annotations(annotations: Sequence[Annotation], how: Choice = "latest"
 
 def used_labels(row: Mapping[str, Any]) -> set[str]:
     """Labels on outlines in the annotations of an exported task, for exports without their label config."""
-    regions = [region for entry in _objects(row.get("annotations")) for region in _objects(entry.get("result"))]
+    regions = [
+        region for annotation in _objects(row.get("annotations")) for region in _objects(annotation.get("result"))
+    ]
     kinds = ("labels", *(f"{kind}labels" for kind in _FIELDS.values()))
     values = ((region.get("value") or {}).get(region.get("type")) for region in regions if region.get("type") in kinds)
     return {label for labels in values for label in _list(labels) if isinstance(label, str)}
@@ -328,10 +334,13 @@ def _source(
         return _prediction(copy)
     ids = {str(region["id"]) for region in result if region.get("id")}
     # These may be the predictions of a whole project: region ids are unique in a task only.
-    task_predictions = [p for p in by_id.values() if p.get("task") in (None, task_id)]
-    candidates = [(len(ids & _region_ids(p)), _integer(p.get("id")) or 0, p) for p in task_predictions]
-    count, _, best = max(candidates, key=lambda item: item[:2], default=(0, 0, {}))
-    return _prediction(best) if count else None
+    task_predictions = [prediction for prediction in by_id.values() if prediction.get("task") in (None, task_id)]
+    candidates = [
+        (len(ids & _region_ids(prediction)), _integer(prediction.get("id")) or 0, prediction)
+        for prediction in task_predictions
+    ]
+    count, _, closest_prediction = max(candidates, key=lambda item: item[:2], default=(0, 0, {}))
+    return _prediction(closest_prediction) if count else None
 
 
 def _prediction(entry: Mapping[str, Any]) -> SourcePrediction | None:

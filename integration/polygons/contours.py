@@ -78,7 +78,7 @@ class _VerticalEdges:
         self._lower = lower
 
     def following(self) -> tuple[list[int], np.ndarray]:
-        """The next edge of each, with the mask on the right-hand side as seen on screen; and where corners meet."""
+        """The edge that follows each edge, with the mask on its right as seen on screen; and where corners meet."""
         count = len(self._upper)
         points = np.concatenate([self._upper, self._lower])
         # Of two at one point, the one with the mask on its left ends the horizontal edge from the left: so rings go
@@ -337,14 +337,15 @@ def _with_border_turns(points: np.ndarray, inwards: np.ndarray, is_border: np.nd
     """Add the corners of the image, and a point on its border where the outline leaves it."""
     if not is_border.any():
         return points
-    after = np.roll(np.arange(len(points)), -1)
-    turns = (inwards != inwards[after]).any(axis=1)
-    is_corner = is_border & is_border[after] & turns
-    leaves, arrives = is_border & ~is_border[after], ~is_border & is_border[after]
+    next_indices = np.roll(np.arange(len(points)), -1)
+    next_points = points[next_indices]
+    turns = (inwards != inwards[next_indices]).any(axis=1)
+    is_corner = is_border & is_border[next_indices] & turns
+    leaves, arrives = is_border & ~is_border[next_indices], ~is_border & is_border[next_indices]
     extra_points = np.empty_like(points)
     # Of the point on the border, the coordinate across it; of the other one, the coordinate along it.
-    for mask, border, neighbour in ((is_corner | leaves, points, points[after]), (arrives, points[after], points)):
-        across = inwards if border is points else inwards[after]
+    for mask, border, neighbour in ((is_corner | leaves, points, next_points), (arrives, next_points, points)):
+        across = inwards if border is points else inwards[next_indices]
         extra_points[mask] = np.where(across != 0, border, neighbour)[mask]
     is_extra = is_corner | leaves | arrives
     rows = np.repeat(np.arange(len(points)), 1 + is_extra)
@@ -356,6 +357,6 @@ def _with_border_turns(points: np.ndarray, inwards: np.ndarray, is_border: np.nd
 def _without_straight_runs(ring: np.ndarray) -> np.ndarray:
     """Drop repeated points, and points in the middle of a run along the image's border or between equal pixels."""
     ring = ring[(ring != np.roll(ring, 1, axis=0)).any(axis=1)]
-    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
-    cross = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
-    return ring[(cross != 0) | ((before * after).sum(axis=1) < 0)]
+    incoming_steps, outgoing_steps = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
+    cross = incoming_steps[:, 0] * outgoing_steps[:, 1] - incoming_steps[:, 1] * outgoing_steps[:, 0]
+    return ring[(cross != 0) | ((incoming_steps * outgoing_steps).sum(axis=1) < 0)]

@@ -145,8 +145,8 @@ def _simplify(
     outline = Outline([_rings(polygon, e, fit_in_px) for polygon, e in zip(polygons, tolerances_px, strict=True)])
     simplify_outlines([outline])
     return [
-        Polygon(part[0], tuple(part[1:]), tolerance)
-        for part, tolerance in zip(outline.points_px(), tolerances_px, strict=True)
+        Polygon(rings[0], tuple(rings[1:]), tolerance)
+        for rings, tolerance in zip(outline.points_px(), tolerances_px, strict=True)
     ]
 
 
@@ -208,8 +208,8 @@ def outline_masks(
     simplify_outlines(outlines, disjoint=disjoint)
     return [
         [
-            Polygon(part[0] + offset_px, tuple(hole + offset_px for hole in part[1:]), tolerance_px)
-            for part in outline.points_px()
+            Polygon(rings[0] + offset_px, tuple(hole + offset_px for hole in rings[1:]), tolerance_px)
+            for rings in outline.points_px()
         ]
         for outline in outlines
     ]
@@ -235,9 +235,9 @@ def _label_sets(masks_hw: Sequence[np.ndarray]) -> tuple[np.ndarray, bool]:
 def _junctions(labels: np.ndarray) -> np.ndarray:
     """Lattice points (H + 1, W + 1) where three or four cracks meet."""
     padded_labels = np.pad(labels, 1)
-    beside = (padded_labels[:, 1:] != padded_labels[:, :-1]).astype(np.uint8)  # cracks between columns
-    below = (padded_labels[1:] != padded_labels[:-1]).astype(np.uint8)
-    return beside[:-1] + beside[1:] + below[:, :-1] + below[:, 1:] >= 3
+    column_cracks = (padded_labels[:, 1:] != padded_labels[:, :-1]).astype(np.uint8)  # cracks between columns
+    row_cracks = (padded_labels[1:] != padded_labels[:-1]).astype(np.uint8)
+    return column_cracks[:-1] + column_cracks[1:] + row_cracks[:, :-1] + row_cracks[:, 1:] >= 3
 
 
 class _Pieces:

@@ -43,8 +43,8 @@ def fewest_vertices(graph: ShortcutGraph) -> np.ndarray:
         is_wrong = graph.misses(source, target, _ROUNDING_PX)
         if not is_wrong.any():
             return source if graph.closed else path
-        for node, ahead in zip(source[is_wrong].tolist(), np.diff(path)[is_wrong].tolist(), strict=True):
-            arcs[node] &= ~(1 << ahead)
+        for node, link_length in zip(source[is_wrong].tolist(), np.diff(path)[is_wrong].tolist(), strict=True):
+            arcs[node] &= ~(1 << link_length)
 
 
 def _best_path(graph: ShortcutGraph, arcs: list[int]) -> list[int]:
@@ -79,21 +79,21 @@ def _closed_path(graph: ShortcutGraph, tight: _Tight, first_node: int) -> list[i
     reached = tight.goals_from()
     closing_doors = [door for door in tight.starts if reached.get(door, 0) >> lap + door & 1]
     ways = [_Cheapest(graph, tight, first_node, [door + lap]) for door in closing_doors]
-    best = min(zip(ways, closing_doors, strict=True), key=lambda way: way[0].cost[way[1]], default=None)
-    return best[0].path(best[1]) if best else []
+    best_way = min(zip(ways, closing_doors, strict=True), key=lambda way: way[0].cost[way[1]], default=None)
+    return best_way[0].path(best_way[1]) if best_way else []
 
 
 def _single_door(graph: ShortcutGraph, arcs: list[int], doors: range, fewest: int, first_node: int) -> list[int]:
     """The best of the shortest cycles through each door; one of `fewest` links ends the search."""
-    best: _Tight | None = None
+    best_cycles: _Tight | None = None
     for door in doors:
-        most = best.links - 1 if best else len(arcs)
-        tight = _tight_arcs(arcs, 1 << door, 1 << door + graph.node_count, most)
-        best = tight or best
-        if best and best.links == fewest:
+        most_links = best_cycles.links - 1 if best_cycles else len(arcs)
+        tight = _tight_arcs(arcs, 1 << door, 1 << door + graph.node_count, most_links)
+        best_cycles = tight or best_cycles
+        if best_cycles and best_cycles.links == fewest:
             break
-    assert best is not None, "the contour itself is a cycle"
-    return _Cheapest(graph, best, first_node, best.goals).best_path(best.starts)
+    assert best_cycles is not None, "the contour itself is a cycle"
+    return _Cheapest(graph, best_cycles, first_node, best_cycles.goals).best_path(best_cycles.starts)
 
 
 def _narrowest_cut(arcs: list[int], k: int) -> tuple[int, int]:
@@ -125,12 +125,12 @@ class _Tight:
         return reach
 
 
-def _tight_arcs(arcs: list[int], starts: int, goals: int, most: int | None = None) -> _Tight | None:
-    """Search breadth first from a set of nodes to another; None if that takes more than `most` links.
+def _tight_arcs(arcs: list[int], starts: int, goals: int, most_links: int | None = None) -> _Tight | None:
+    """Search breadth first from a set of nodes to another; None if that takes more than `most_links` links.
 
     Nodes with arcs are 0 .. `len(arcs)` - 1; those behind are ends.
     """
-    levels = _levels(arcs, starts, goals, len(arcs) if most is None else most)
+    levels = _levels(arcs, starts, goals, len(arcs) if most_links is None else most_links)
     if levels is None:
         return None
     source, target = [], []
@@ -156,12 +156,12 @@ def _tight_arcs(arcs: list[int], starts: int, goals: int, most: int | None = Non
     return _Tight(source, target, [base + bit for bit in _bits(tight)], goals_met, len(levels) - 1)
 
 
-def _levels(arcs: list[int], starts: int, goals: int, most: int) -> list[tuple[int, int]] | None:
+def _levels(arcs: list[int], starts: int, goals: int, most_links: int) -> list[tuple[int, int]] | None:
     """The nodes first reached after 0, 1, ... links: a base and bits from there on. The last holds only goals."""
     base = (starts & -starts).bit_length() - 1
     fresh_nodes = visited_nodes = starts >> base
     levels = [(base, fresh_nodes)]
-    while len(levels) <= most:
+    while len(levels) <= most_links:
         reached_nodes, open_nodes = 0, fresh_nodes
         while open_nodes:
             lowest = open_nodes & -open_nodes
@@ -196,10 +196,10 @@ class _Cheapest:
     """From every node of the shortest paths, the way to the goals with the least sum of squared distances."""
 
     def __init__(self, graph: ShortcutGraph, tight: _Tight, first_node: int, goals: list[int]) -> None:
-        """Count nodes from `first` on."""
+        """Count nodes from `first_node` on."""
         source = (np.array(tight.source) + first_node) % graph.node_count
-        ahead = np.array(tight.target) - np.array(tight.source)
-        squares = graph.squares_px3(source, source + ahead).tolist()
+        link_lengths = np.array(tight.target) - np.array(tight.source)
+        squares = graph.squares_px3(source, source + link_lengths).tolist()
         self.cost = dict.fromkeys(tight.source, float("inf")) | dict.fromkeys(tight.goals, float("inf"))
         self.cost |= dict.fromkeys(goals, 0.0)
         self._successor: dict[int, int] = {}
@@ -349,8 +349,8 @@ class _Walk:
         wedges = _Wedges(len(home))
         step, steps = 1, self.count - 1 if self.closed else self.count - 1 - start
         while step <= steps and len(walkers):
-            ahead = np.arange(step, min(step + self.block, steps + 1))
-            index = home + ahead[:, None]
+            block_steps = np.arange(step, min(step + self.block, steps + 1))
+            index = home + block_steps[:, None]
             radii = self.radii if len(self.radii) == 1 else self.radii[index]
             candidates = [self._from_walkers(points, index, at) for points in self.candidates]
             bits = self._bits(wedges.narrow(*self._from_walkers(self.corners, index, at), radii, candidates), index)
@@ -359,7 +359,7 @@ class _Walk:
             else:
                 for walker, block_bits in zip(walkers.tolist(), bits, strict=True):
                     reach[walker] |= block_bits << (step - 1) * self.k
-            step += len(ahead)
+            step += len(block_steps)
             alive = np.flatnonzero(wedges.alive if self.closed else wedges.alive & (home + step < self.count))
             if len(alive) < len(walkers):
                 wedges.only(alive)
@@ -437,11 +437,11 @@ class _Wedges:
         self._low, self._high = low[-1], high[-1]
         self.alive = self._low <= self._high
         admitted = []
-        for ahead, aside in [(along, across), *(self._in_frames(*candidate) for candidate in candidates)]:
-            low_side, high_side = low[:-1] * ahead, high[:-1] * ahead
-            fits = aside >= low_side
-            fits &= aside <= high_side
-            fits &= ahead > 0
+        for point_along, point_across in [(along, across), *(self._in_frames(*candidate) for candidate in candidates)]:
+            low_side, high_side = low[:-1] * point_along, high[:-1] * point_along
+            fits = point_across >= low_side
+            fits &= point_across <= high_side
+            fits &= point_along > 0
             if is_free is not None:
                 fits |= is_free
             admitted.append(fits)
@@ -456,12 +456,12 @@ class _Wedges:
         if not self._any_blank:
             return None
         blank = (self._axis_x == 0) & (self._axis_y == 0)
-        first, column = np.argmin(is_inside, axis=0), np.arange(is_inside.shape[1])
-        hits = blank & ~is_inside[first, column]
-        self._axis_x[hits], self._axis_y[hits] = x[first, column][hits], y[first, column][hits]
+        first_corner, column = np.argmin(is_inside, axis=0), np.arange(is_inside.shape[1])
+        hits = blank & ~is_inside[first_corner, column]
+        self._axis_x[hits], self._axis_y[hits] = x[first_corner, column][hits], y[first_corner, column][hits]
         self._any_blank = bool((blank & ~hits).any())
-        last = np.where(hits, first, np.where(blank, len(is_inside), -1))
-        return np.arange(len(is_inside))[:, None] <= last
+        last_corner = np.where(hits, first_corner, np.where(blank, len(is_inside), -1))
+        return np.arange(len(is_inside))[:, None] <= last_corner
 
     def _in_frames(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates (B, W) in the walkers' frames, scaled by the length of the axis."""

@@ -50,22 +50,24 @@ def fit_vertices(
         size_px: width and height of the image. Vertices stay in it, and those of corners on its border on the border.
     """
     count = len(corners_px)
-    first = spans
-    last = np.append(spans[1:], spans[0] + count) if closed else spans[1:]
+    first_corners = spans
+    last_corners = np.append(spans[1:], spans[0] + count) if closed else spans[1:]
     if not closed:
-        first = spans[:-1]
-    if len(first) < 2:
+        first_corners = spans[:-1]
+    if len(first_corners) < 2:
         return vertices_px
-    normals, offsets = _lines(moments[:, last] - moments[:, first])
+    normals, offsets = _lines(moments[:, last_corners] - moments[:, first_corners])
     offsets = offsets + normals @ corners_px[0]
     targets_px = vertices_px.copy()
-    before = np.roll(np.arange(len(first)), 1) if closed else np.arange(len(first) - 1)
-    after = np.arange(len(first)) if closed else np.arange(1, len(first))
+    line_before = np.roll(np.arange(len(first_corners)), 1) if closed else np.arange(len(first_corners) - 1)
+    line_after = np.arange(len(first_corners)) if closed else np.arange(1, len(first_corners))
     index = np.arange(len(vertices_px)) if closed else np.arange(1, len(vertices_px) - 1)
-    targets_px[index] = _crossings(normals[before], offsets[before], normals[after], offsets[after], vertices_px[index])
+    targets_px[index] = _crossings(
+        normals[line_before], offsets[line_before], normals[line_after], offsets[line_after], vertices_px[index]
+    )
     corner = corners_px[spans % count]
     targets_px = np.where((corner == 0) | (corner == size_px), corner, np.clip(targets_px, 0, size_px))
-    return _certify(corners_px, radii_px, vertices_px, targets_px, spans, first, last)
+    return _certify(corners_px, radii_px, vertices_px, targets_px, spans, first_corners, last_corners)
 
 
 def _lines(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,14 +105,17 @@ def _certify(
     vertices_px: np.ndarray,
     targets_px: np.ndarray,
     spans: np.ndarray,
-    first: np.ndarray,
-    last: np.ndarray,
+    first_corners: np.ndarray,
+    last_corners: np.ndarray,
 ) -> np.ndarray:
     """Go as far from `vertices_px` towards `targets_px` as the radii allow."""
     count = len(corners_px)
-    lengths = last - first + 1
-    segment = np.repeat(np.arange(len(first)), lengths)
-    corner = (np.arange(len(segment)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + first[segment]) % count
+    lengths = last_corners - first_corners + 1
+    segment_count = len(first_corners)
+    segment = np.repeat(np.arange(segment_count), lengths)
+    corner = (
+        np.arange(len(segment)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + first_corners[segment]
+    ) % count
     own_corner, own_radius = corners_px[spans % count], radii_px[spans % count]
     # A target farther off than the radius is moved nearer, so that its direction is not lost.
     step = targets_px - own_corner
@@ -118,14 +123,16 @@ def _certify(
     targets_px = own_corner + step * np.minimum(1, own_radius * 0.999 / distance)[:, None]
     level: np.ndarray = np.zeros(len(vertices_px), dtype=np.int64)
     shares = np.array(_SHARES)
-    ends = np.append(np.arange(1, len(first)), len(first) % len(vertices_px))
+    ends = np.append(np.arange(1, segment_count), segment_count % len(vertices_px))
     while True:
         fitted: np.ndarray = vertices_px + shares[level][:, None] * (targets_px - vertices_px)
-        is_wrong = np.zeros(len(first), dtype=np.bool_)
-        is_far = _distance(corners_px[corner], fitted[: len(first)][segment], fitted[ends][segment]) > radii_px[corner]
+        is_wrong = np.zeros(segment_count, dtype=np.bool_)
+        is_far = (
+            _distance(corners_px[corner], fitted[:segment_count][segment], fitted[ends][segment]) > radii_px[corner]
+        )
         is_wrong[segment[is_far]] = True
         is_movable = level < len(shares) - 1
-        is_wrong &= is_movable[: len(first)] | is_movable[ends]
+        is_wrong &= is_movable[:segment_count] | is_movable[ends]
         if not is_wrong.any():
             return fitted
         is_blamed = np.zeros(len(vertices_px), dtype=np.bool_)
@@ -181,9 +188,9 @@ class Chain:
             self._radii[((self.corners == 0) | (self.corners == fit_in_px)).any(axis=1)] = 0.0
         self._solve()
 
-    def tighten(self, first: int, last: int) -> bool:
-        """Halve the radii of corners `first` .. `last`; past the end they go on around. False if all are zero."""
-        at = np.arange(first, last + 1) % len(self.corners)
+    def tighten(self, first_corner: int, last_corner: int) -> bool:
+        """Halve the radii of the corners from one to another, past the end on around; False if all are zero."""
+        at = np.arange(first_corner, last_corner + 1) % len(self.corners)
         if not self._radii[at].any():
             return False
         radii = self._radii[at] / 2
@@ -207,8 +214,8 @@ class Chain:
 
     def segment_corners(self, index: int) -> tuple[int, int]:
         """First and last corner that segment `index` of the simplification replaces."""
-        first, last = int(self.spans[index]), int(self.spans[(index + 1) % len(self.spans)])
-        return first, last if last > first else last + len(self.corners)
+        first_corner, last_corner = int(self.spans[index]), int(self.spans[(index + 1) % len(self.spans)])
+        return first_corner, last_corner if last_corner > first_corner else last_corner + len(self.corners)
 
     def _solve(self) -> None:
         self._stale = False
@@ -276,7 +283,7 @@ class Outline:
         """The simplified mask."""
         if len(self.parts) == 1 and len(self.parts[0]) == 1:  # most masks; building is half of the check's time
             return shapely.polygons(shapely.linearrings(self.parts[0][0].points_px()))
-        return shapely.MultiPolygon([shapely.Polygon(part[0], part[1:]) for part in self.points_px()])
+        return shapely.MultiPolygon([shapely.Polygon(rings[0], rings[1:]) for rings in self.points_px()])
 
     def points_px(self) -> list[list[np.ndarray]]:
         """Simplified rings of each part."""
@@ -303,15 +310,15 @@ def simplify_outlines(outlines: Sequence[Outline], disjoint: bool = False) -> No
 def _part_overlaps(outlines: Sequence[Outline]) -> bool:
     """Tighten the segments at which outlines overlap; False if none do."""
     shapes = np.array([outline.shape() for outline in outlines])
-    first, second = shapely.STRtree(shapes).query(shapes, predicate="intersects")
-    common = shapely.intersection(shapes[first], shapes[second])
+    first_indices, second_indices = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+    overlaps = shapely.intersection(shapes[first_indices], shapes[second_indices])
     has_overlap = False
-    for a, b, region in zip(first, second, common, strict=True):
-        if a < b and region.area > _NO_AREA_PX:
+    for a, b, overlap in zip(first_indices, second_indices, overlaps, strict=True):
+        if a < b and overlap.area > _NO_AREA_PX:
             has_overlap = True
             rings = [*outlines[a].rings(), *outlines[b].rings()]
             owners, lines, _ = _segments(rings)
-            touched_numbers = np.flatnonzero(shapely.dwithin(lines, region, _ROUNDING_PX))
+            touched_numbers = np.flatnonzero(shapely.dwithin(lines, overlap, _ROUNDING_PX))
             if not _tighten([owners[number] for number in touched_numbers]):
                 _tighten_all(rings)
     return has_overlap
@@ -349,7 +356,7 @@ def _keeps_sense(ring: Ring) -> bool:
 
 def _tighten(segments: list[tuple[Chain, int]]) -> bool:
     spans = [(chain, *chain.segment_corners(index)) for chain, index in segments]
-    return sum(chain.tighten(first, last) for chain, first, last in spans) > 0
+    return sum(chain.tighten(first_corner, last_corner) for chain, first_corner, last_corner in spans) > 0
 
 
 def _crossed_segments(rings: list[Ring], predicate: str) -> list[tuple[Chain, int]]:

@@ -50,7 +50,7 @@ _NO_SIZE = "it has no region that tells the size of its image"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExportedObject:
-    """One object.
+    """One object of an image that is exported.
 
     Attributes:
         mask_hw: bool, H x W, as it is stored in Label Studio.
@@ -65,7 +65,7 @@ class ExportedObject:
     @property
     def has_coco_polygons(self) -> bool:
         """Whether COCO's polygons, which have no holes, can represent it exactly."""
-        return self.polygons is not None and not self.is_crowd and not any(p.holes for p in self.polygons)
+        return self.polygons is not None and not self.is_crowd and not any(polygon.holes for polygon in self.polygons)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +81,7 @@ class ExportedImage:
 
 @dataclass(slots=True)
 class Export:
-    """A data set.
+    """A data set to write, and what was left out of it.
 
     Attributes:
         regions: outlines that were read; polygon_regions: how many of them are polygons.
@@ -104,9 +104,9 @@ class Export:
         """COCO's instances format; ids count from 1."""
         annotations: list[Json] = []
         for image_id, image in enumerate(self.images, start=1):
-            for obj in image.objects:
+            for instance in image.objects:
                 annotations.append(
-                    self._annotation(len(annotations) + 1, image_id, obj) | {"iscrowd": int(obj.is_crowd)}
+                    self._annotation(len(annotations) + 1, image_id, instance) | {"iscrowd": int(instance.is_crowd)}
                 )
         return {
             "info": {"description": "exported from Label Studio by transfiner"},
@@ -130,11 +130,11 @@ class Export:
         for annotation in annotations:
             present.setdefault(annotation["image_id"], set()).add(annotation["category_id"])
         all_ids = set(range(1, len(self.classes) + 1))
-        for record in coco["images"]:
-            crowd_ids = crowds.get(record["id"], set())
-            shown_ids = present.get(record["id"], set())
-            record["not_exhaustive_category_ids"] = sorted(crowd_ids)
-            record["neg_category_ids"] = sorted(all_ids - shown_ids - crowd_ids)
+        for image in coco["images"]:
+            crowd_ids = crowds.get(image["id"], set())
+            shown_ids = present.get(image["id"], set())
+            image["not_exhaustive_category_ids"] = sorted(crowd_ids)
+            image["neg_category_ids"] = sorted(all_ids - shown_ids - crowd_ids)
         instances = Counter(annotation["category_id"] for annotation in annotations)
         images = Counter(category for categories in present.values() for category in categories)
         categories = [
@@ -157,9 +157,9 @@ class Export:
         files = {"data.yaml": f"path: .\ntrain: images\nval: images\nnames:\n{names}\n"}
         for image in self.images:
             lines = [
-                _yolo_line(self.classes.index(obj.label), obj, image.width, image.height)
-                for obj in image.objects
-                if not obj.is_crowd
+                _yolo_line(self.classes.index(instance.label), instance, image.width, image.height)
+                for instance in image.objects
+                if not instance.is_crowd
             ]
             files[f"labels/{Path(image.file_name).stem}.txt"] = "".join(line + "\n" for line in lines)
         return files
@@ -168,13 +168,13 @@ class Export:
         """IoU of what is written with the regions as stored: mean and least, by this project's rule and COCO's."""
         ious, coco_ious = [], []
         for image in self.images:
-            for obj in image.objects:
-                written_hw = _written_mask(obj, image.height, image.width)
-                ious.append(iou(written_hw, obj.mask_hw))
-                segmentation = self._segmentation(obj)
+            for instance in image.objects:
+                written_hw = _written_mask(instance, image.height, image.width)
+                ious.append(iou(written_hw, instance.mask_hw))
+                segmentation = self._segmentation(instance)
                 if isinstance(segmentation, list):
                     rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, image.height, image.width))
-                    coco_ious.append(iou(coco_mask.decode(rle).astype(bool), obj.mask_hw))
+                    coco_ious.append(iou(coco_mask.decode(rle).astype(bool), instance.mask_hw))
                 else:
                     coco_ious.append(1.0)
         return {
@@ -184,21 +184,21 @@ class Export:
             "least_iou_pycocotools": min(coco_ious, default=1.0),
         }
 
-    def _annotation(self, number: int, image_id: int, obj: ExportedObject) -> Json:
-        left, top, right, bottom = box_of(obj.mask_hw)
+    def _annotation(self, number: int, image_id: int, instance: ExportedObject) -> Json:
+        left, top, right, bottom = box_of(instance.mask_hw)
         return {
             "id": number,
             "image_id": image_id,
-            "category_id": self.classes.index(obj.label) + 1,
-            "segmentation": self._segmentation(obj),
-            "area": int(np.count_nonzero(obj.mask_hw)),
+            "category_id": self.classes.index(instance.label) + 1,
+            "segmentation": self._segmentation(instance),
+            "area": int(np.count_nonzero(instance.mask_hw)),
             "bbox": [left, top, right - left, bottom - top],
         }
 
-    def _segmentation(self, obj: ExportedObject) -> list[list[float]] | Json:
-        if obj.polygons is not None and obj.has_coco_polygons and self.segmentation == "auto":
-            return [polygon.exterior.round(4).ravel().tolist() for polygon in obj.polygons]
-        rle = coco_mask.encode(np.asfortranarray(obj.mask_hw, dtype=np.uint8))
+    def _segmentation(self, instance: ExportedObject) -> list[list[float]] | Json:
+        if instance.polygons is not None and instance.has_coco_polygons and self.segmentation == "auto":
+            return [polygon.exterior.round(4).ravel().tolist() for polygon in instance.polygons]
+        rle = coco_mask.encode(np.asfortranarray(instance.mask_hw, dtype=np.uint8))
         return {"size": [int(length) for length in rle["size"]], "counts": rle["counts"].decode()}
 
 
@@ -261,7 +261,7 @@ def _read(
         nowhere += drawing.nowhere
         export.left_out += [LeftOut(task.id, annotation.id, region, reason) for region, reason in drawing.left_out]
         export.left_out += [LeftOut(task.id, annotation.id, *note, is_lost=False) for note in drawing.notes]
-        kinds = [kind for obj in drawing.objects for kind in obj.kinds]
+        kinds = [kind for instance in drawing.objects for kind in instance.kinds]
         export.regions += len(kinds)
         export.polygon_regions += kinds.count("polygon")
     if nowhere:
@@ -269,29 +269,29 @@ def _read(
         export.left_out.append(LeftOut(task.id, annotations[-1].id, "", reason))
         return None
     objects: Sequence[AnnotatedObject] = drawings[0]
-    anywhere_hw = np.any([obj.mask_hw for obj in ignored], axis=0)
+    anywhere_hw = np.any([instance.mask_hw for instance in ignored], axis=0)
     crowds = [(label, anywhere_hw) for label in export.classes if ignored]
     if len(drawings) > 1:
         consensus = vote(drawings)
         objects = consensus.objects
-        crowds += [(obj.label, obj.mask_hw) for obj in consensus.disputed]
+        crowds += [(instance.label, instance.mask_hw) for instance in consensus.disputed]
         reason = f"{len(annotations)} annotators do not agree on it: a crowd"
-        export.left_out += [LeftOut(task.id, None, obj.region_ids[0], reason) for obj in consensus.disputed]
+        export.left_out += [LeftOut(task.id, None, instance.region_ids[0], reason) for instance in consensus.disputed]
     entries = [entry for annotation in annotations for entry in annotation.result]
-    exported_objects = [_export_object(obj, entries, width, height, crowd_names) for obj in objects]
+    exported_objects = [_export_object(instance, entries, width, height, crowd_names) for instance in objects]
     return exported_objects + [ExportedObject(label, mask_hw, None, is_crowd=True) for label, mask_hw in crowds]
 
 
 def _export_object(
-    obj: AnnotatedObject, entries: Sequence[Mapping[str, Any]], width: int, height: int, crowd_names: set[str]
+    instance: AnnotatedObject, entries: Sequence[Mapping[str, Any]], width: int, height: int, crowd_names: set[str]
 ) -> ExportedObject:
-    object_entries = [entry for entry in entries if str(entry.get("id", "")) in obj.region_ids]
-    polygons = _polygons(object_entries, width, height) if set(obj.kinds) == {"polygon"} else None
+    object_entries = [entry for entry in entries if str(entry.get("id", "")) in instance.region_ids]
+    polygons = _polygons(object_entries, width, height) if set(instance.kinds) == {"polygon"} else None
     # Parts that overlap, or a vote that changed pixels: then the mask counts.
-    if polygons is not None and not np.array_equal(polygons_to_mask(polygons, height, width), obj.mask_hw):
+    if polygons is not None and not np.array_equal(polygons_to_mask(polygons, height, width), instance.mask_hw):
         polygons = None
     is_crowd = any(name.casefold() in crowd_names for entry in object_entries for name in _choices(entry))
-    return ExportedObject(obj.label, obj.mask_hw, polygons, is_crowd)
+    return ExportedObject(instance.label, instance.mask_hw, polygons, is_crowd)
 
 
 def _polygons(entries: Sequence[Mapping[str, Any]], width: int, height: int) -> tuple[Polygon, ...]:
@@ -309,10 +309,10 @@ def _choices(entry: Mapping[str, Any]) -> list[str]:
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
-def _written_mask(obj: ExportedObject, height: int, width: int) -> np.ndarray:
-    if obj.polygons is None:
-        return obj.mask_hw
-    return polygons_to_mask(obj.polygons, height, width)
+def _written_mask(instance: ExportedObject, height: int, width: int) -> np.ndarray:
+    if instance.polygons is None:
+        return instance.mask_hw
+    return polygons_to_mask(instance.polygons, height, width)
 
 
 def _image_size(annotations: Sequence[Annotation]) -> tuple[int, int] | None:
@@ -345,8 +345,8 @@ def _frequency(images: int) -> str:
     return "r" if images <= 10 else "c" if images <= 100 else "f"
 
 
-def _yolo_line(number: int, obj: ExportedObject, width: int, height: int) -> str:
-    polygons = obj.polygons if obj.polygons is not None else exact_polygons(obj.mask_hw)
+def _yolo_line(number: int, instance: ExportedObject, width: int, height: int) -> str:
+    polygons = instance.polygons if instance.polygons is not None else exact_polygons(instance.mask_hw)
     ring = np.clip(join_polygons(polygons) / [width, height], 0, 1)
     return f"{number} " + " ".join(f"{value:.8g}" for value in ring.ravel())
 

@@ -119,7 +119,7 @@ def regions_to_objects(
 def _size(entries: Sequence[Mapping[str, Any]], width: int | None, height: int | None) -> tuple[int, int]:
     if width is None or height is None:
         sizes = ((entry.get("original_width"), entry.get("original_height")) for entry in entries)
-        width, height = next((size for size in sizes if all(isinstance(n, int) for n in size)), (0, 0))
+        width, height = next((size for size in sizes if all(isinstance(length, int) for length in size)), (0, 0))
     if not (width and height and 0 < width * height <= MAX_PIXELS and width > 0):
         if not entries:
             return 0, 0
@@ -275,18 +275,18 @@ def read_drawings(
             nowhere += 1
     own_ids = _own_ids(result, config)
     allowed_labels = labels if labels is not None else config.labels if config else None
-    for obj in decoded.objects:
-        if allowed_labels is None or obj.label in allowed_labels:
-            objects.append(obj)
+    for instance in decoded.objects:
+        if allowed_labels is None or instance.label in allowed_labels:
+            objects.append(instance)
         else:
-            left_out += _reasons(obj, f"label {obj.label!r} is not among the labels of the project")
+            left_out += _reasons(instance, f"label {instance.label!r} is not among the labels of the project")
             # A box of another control is a region of interest or the like, not an object.
-            if own_ids is None or obj.region_ids[0] in own_ids or not is_box(obj):
-                ignored.append(obj)
+            if own_ids is None or instance.region_ids[0] in own_ids or not is_box(instance):
+                ignored.append(instance)
     doubles = _doubles(objects)
     for number, finer in doubles.items():
         notes += _reasons(objects[number], f"the same object is drawn as {objects[finer].kinds[0]}")
-    kept_objects = tuple(obj for number, obj in enumerate(objects) if number not in doubles)
+    kept_objects = tuple(instance for number, instance in enumerate(objects) if number not in doubles)
     turned, resize_note = _of_another_shape(outline_entries, width, height)
     notes += [resize_note] if resize_note else []
     return Drawings(kept_objects, tuple(left_out), tuple(ignored), nowhere, tuple(notes), turned)
@@ -311,16 +311,16 @@ def _of_another_shape(
     return "", None
 
 
-def is_box(obj: AnnotatedObject) -> bool:
+def is_box(instance: AnnotatedObject) -> bool:
     """Whether only a box was drawn, so that its mask says nothing about the outline."""
-    return all(kind == "rectangle" for kind in obj.kinds)
+    return all(kind == "rectangle" for kind in instance.kinds)
 
 
 def _of_controls(
     result: Sequence[Mapping[str, Any]], config: LabelConfig | None
 ) -> tuple[list[Mapping[str, Any]], list[tuple[str, str]], list[tuple[str, str]]]:
     """The entries that outline objects of this image; of the others, what is left out and what is only noted."""
-    names = {name for c in config.controls for name in (c.name, c.labels_name)} if config else None
+    names = {name for control in config.controls for name in (control.name, control.labels_name)} if config else None
     image = config.controls[0].to_name if config else None
     outline_entries, other_entries, other_image_entries = [], [], []
     for entry in result:
@@ -356,8 +356,8 @@ def _own_ids(result: Sequence[Mapping[str, Any]], config: LabelConfig | None) ->
     return {str(entry.get("id") or "") for entry in result if str(entry.get("from_name")) in names}
 
 
-def _reasons(obj: AnnotatedObject, reason: str) -> list[tuple[str, str]]:
-    return [(region_id, reason) for region_id in obj.region_ids]
+def _reasons(instance: AnnotatedObject, reason: str) -> list[tuple[str, str]]:
+    return [(region_id, reason) for region_id in instance.region_ids]
 
 
 def _doubles(objects: Sequence[AnnotatedObject]) -> dict[int, int]:
@@ -372,8 +372,8 @@ def _doubles(objects: Sequence[AnnotatedObject]) -> dict[int, int]:
     return doubles
 
 
-def _rank(obj: AnnotatedObject) -> int:
-    return min(_FINEST_FIRST.index(kind) for kind in obj.kinds)
+def _rank(instance: AnnotatedObject) -> int:
+    return min(_FINEST_FIRST.index(kind) for kind in instance.kinds)
 
 
 def _is_same(finer: AnnotatedObject, coarser: AnnotatedObject) -> bool:
@@ -420,7 +420,9 @@ def vote(drawings: Sequence[Sequence[AnnotatedObject]]) -> Consensus:
     Args:
         drawings: the objects of each annotator, whoever submitted last in the last place; masks of one size.
     """
-    candidates = [_Candidate(a, obj) for a, drawings_of in enumerate(drawings) for obj in drawings_of]
+    candidates = [
+        _Candidate(annotator, instance) for annotator, drawings_of in enumerate(drawings) for instance in drawings_of
+    ]
     objects, disputed = [], []
     for group in _groups(candidates):
         label, votes = Counter(candidate.obj.label for candidate in group).most_common(1)[0]
@@ -437,8 +439,8 @@ def _groups(candidates: Sequence[_Candidate]) -> list[list[_Candidate]]:
     overlaps = iou_matrix(masks, masks)
     pairs = []
     for i, k in combinations(range(len(candidates)), 2):
-        candidate, other = candidates[i], candidates[k]
-        if candidate.annotator != other.annotator and overlaps[i, k] >= SAME_IOU:
+        candidate, other_candidate = candidates[i], candidates[k]
+        if candidate.annotator != other_candidate.annotator and overlaps[i, k] >= SAME_IOU:
             pairs.append((-overlaps[i, k], i, k))
     group_of = {i: [i] for i in range(len(candidates))}
     for _, i, k in sorted(pairs):

@@ -66,8 +66,8 @@ def recognise(state: Mapping[str, Tensor]) -> tuple[str, KeyReport]:
     """
     num_classes = count_classes(state)
     reports = {config: compare_keys(state, expected_state(config, num_classes)) for config in ARCHITECTURES}
-    best = min(reports, key=lambda config: reports[config].differences)
-    return best, reports[best]
+    best_config = min(reports, key=lambda config: reports[config].differences)
+    return best_config, reports[best_config]
 
 
 def known_classes(num_classes: int) -> tuple[str, ...] | None:

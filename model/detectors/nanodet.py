@@ -50,8 +50,8 @@ class SplitBlock(nn.Module):
         self.second = Layer(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        first = self.first(x)
-        return torch.cat([self.second(first), first], 1)
+        first_half = self.first(x)
+        return torch.cat([self.second(first_half), first_half], 1)
 
 
 class Stage(nn.Module):

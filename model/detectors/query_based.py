@@ -164,16 +164,16 @@ class TransfinerDETR(nn.Module):
         return [features[name] for name in self.mask_in_features]
 
     def _best(self, scores: Tensor, boxes: Tensor, size: tuple[int, int]) -> Instances:
-        """The best pairs of a query and a class; a query may be several."""
+        """The best pairs of a query and a class; one query may stand for several classes."""
         flat = scores.flatten()
         count = min(self.detections_per_image, len(flat))
-        best, index = flat.topk(count)
-        is_strong = best > self.score_threshold
-        best, index = best[is_strong], index[is_strong]
+        best_scores, index = flat.topk(count)
+        is_strong = best_scores > self.score_threshold
+        best_scores, index = best_scores[is_strong], index[is_strong]
         result = Instances(size)
         result.pred_boxes = Boxes(boxes[index // scores.shape[1]])
         result.pred_boxes.clip(size)
-        result.scores, result.pred_classes = best, index % scores.shape[1]
+        result.scores, result.pred_classes = best_scores, index % scores.shape[1]
         return result[result.pred_boxes.nonempty()]
 
 
@@ -220,7 +220,7 @@ ALPHA, GAMMA = 0.25, 2.0
 
 @dataclass(frozen=True)
 class Weights:
-    """Of classes, box edges (L1) and box overlap (GIoU); in the matching as in the loss."""
+    """Weights of classes, box edges (L1) and box overlap (GIoU), in the matching as in the loss."""
 
     classes: float = 2.0
     l1: float = 5.0
@@ -237,7 +237,7 @@ class QueryTargets:
 
 @torch.no_grad()
 def match_queries(logits: Tensor, boxes: Tensor, truth: QueryTargets, weights: Weights) -> tuple[Tensor, Tensor]:
-    """Pairs of the least total cost.
+    """Match queries to objects: the pairs of the least total cost.
 
     Args:
         logits: (Q, K); boxes: (Q, 4).

@@ -58,7 +58,7 @@ class Claim:
 
     @property
     def probabilities_hw(self) -> np.ndarray:
-        """Float32 (h, w)."""
+        """The claim as probabilities, float32 (h, w)."""
         return np.asarray(1 / (1 + np.exp(-self.logits_hw)))
 
     def with_probabilities(self, probabilities_hw: np.ndarray) -> Claim:
@@ -145,11 +145,11 @@ def compete(claims: Sequence[Claim], front_weight: float) -> list[Claim]:
     return [dataclasses.replace(claim, logits_hw=logits) for claim, logits in zip(claims, remainders, strict=True)]
 
 
-def _common(window: Window, other: Window) -> Window:
+def _common(window: Window, cover: Window) -> Window:
     """The part of a window that another one covers, counted in the first; empty where they do not meet."""
     parts = []
-    for own_slice, other_slice in zip(window, other, strict=True):
-        start, end = max(own_slice.start, other_slice.start), min(own_slice.stop, other_slice.stop)
+    for own_slice, cover_slice in zip(window, cover, strict=True):
+        start, end = max(own_slice.start, cover_slice.start), min(own_slice.stop, cover_slice.stop)
         parts.append(slice(start - own_slice.start, max(end, start) - own_slice.start))
     return parts[0], parts[1]
 
@@ -196,12 +196,12 @@ def _smooth_claims(claims: Sequence[Claim], image_rgb: np.ndarray) -> list[Claim
 
 def _confidence(claims: Sequence[Claim], size_hw: tuple[int, int]) -> np.ndarray:
     """How decided each place is, float32 (H, W): the lead of its best claim, or of none, plus `LEAST_CONFIDENCE`."""
-    most, next_most = np.zeros(size_hw, np.float32), np.zeros(size_hw, np.float32)
+    highest_hw, second_hw = np.zeros(size_hw, np.float32), np.zeros(size_hw, np.float32)
     for claim in claims:
-        best, values = most[claim.window], claim.probabilities_hw
-        next_most[claim.window] = np.maximum(next_most[claim.window], np.minimum(values, best))
-        most[claim.window] = np.maximum(values, best)
-    lead = np.where(most >= 0.5, most - np.maximum(next_most, 1 - most), 1 - 2 * most)
+        earlier_highest, values = highest_hw[claim.window], claim.probabilities_hw
+        second_hw[claim.window] = np.maximum(second_hw[claim.window], np.minimum(values, earlier_highest))
+        highest_hw[claim.window] = np.maximum(values, earlier_highest)
+    lead = np.where(highest_hw >= 0.5, highest_hw - np.maximum(second_hw, 1 - highest_hw), 1 - 2 * highest_hw)
     return np.asarray(LEAST_CONFIDENCE + lead.clip(0, 1), dtype=np.float32)
 
 

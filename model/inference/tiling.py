@@ -173,13 +173,13 @@ class Tile:
         """For each pixel (h x w, float) its distance to the nearest cut; the overview is trusted least."""
         if self.is_overview:
             return np.full((len(rows), len(columns)), 0.5, np.float32)
-        most = float(self.height + self.width)
+        uncut_distance = float(self.height + self.width)
         top, left, bottom, right = self.cuts
-        vertical = np.minimum(rows - self.top + 1 if top else most, self.bottom - rows if bottom else most) * np.ones(
-            len(rows)
-        )
+        vertical = np.minimum(
+            rows - self.top + 1 if top else uncut_distance, self.bottom - rows if bottom else uncut_distance
+        ) * np.ones(len(rows))
         horizontal = np.minimum(
-            columns - self.left + 1 if left else most, self.right - columns if right else most
+            columns - self.left + 1 if left else uncut_distance, self.right - columns if right else uncut_distance
         ) * np.ones(len(columns))
         distance: np.ndarray = np.minimum.outer(vertical.astype(np.float32), horizontal.astype(np.float32))
         return distance
@@ -268,31 +268,31 @@ def _agreements(fragments: Sequence[Fragment]) -> dict[int, set[int]]:
     return agreements
 
 
-def _agree(fragment: Fragment, other: Fragment) -> bool:
-    if fragment.label != other.label or fragment.tile == other.tile:
+def _agree(fragment: Fragment, neighbour: Fragment) -> bool:
+    if fragment.label != neighbour.label or fragment.tile == neighbour.tile:
         return False
     zone = (
-        max(fragment.tile.top, other.tile.top),
-        max(fragment.tile.left, other.tile.left),
-        min(fragment.tile.bottom, other.tile.bottom),
-        min(fragment.tile.right, other.tile.right),
+        max(fragment.tile.top, neighbour.tile.top),
+        max(fragment.tile.left, neighbour.tile.left),
+        min(fragment.tile.bottom, neighbour.tile.bottom),
+        min(fragment.tile.right, neighbour.tile.right),
     )
     # Outside both boxes neither has a pixel.
-    top = max(zone[0], min(fragment.top, other.top))
-    left = max(zone[1], min(fragment.left, other.left))
-    bottom = min(zone[2], max(fragment.bottom, other.bottom))
-    right = min(zone[3], max(fragment.right, other.right))
+    top = max(zone[0], min(fragment.top, neighbour.top))
+    left = max(zone[1], min(fragment.left, neighbour.left))
+    bottom = min(zone[2], max(fragment.bottom, neighbour.bottom))
+    right = min(zone[3], max(fragment.right, neighbour.right))
     if top >= bottom or left >= right:
         return False
-    a, b = fragment.within(top, left, bottom, right), other.within(top, left, bottom, right)
+    a, b = fragment.within(top, left, bottom, right), neighbour.within(top, left, bottom, right)
     union = int((a | b).sum())
-    least = LEAST_AGREEMENT_OVERVIEW if fragment.tile.is_overview or other.tile.is_overview else LEAST_AGREEMENT
+    least = LEAST_AGREEMENT_OVERVIEW if fragment.tile.is_overview or neighbour.tile.is_overview else LEAST_AGREEMENT
     return union > 0 and int((a & b).sum()) >= least * union
 
 
 def _groups(count: int, agreements: dict[int, set[int]]) -> list[list[int]]:
-    """Connected fragments."""
-    pairs = np.array([(i, j) for i, others in agreements.items() for j in others], int).reshape(-1, 2).T
+    """Group fragments that agree, directly or through others; by their numbers."""
+    pairs = np.array([(i, j) for i, partners in agreements.items() for j in partners], int).reshape(-1, 2).T
     graph = coo_array((np.ones(pairs.shape[1], bool), pairs), (count, count))
     groups, group_of = connected_components(graph, directed=False)
     return [np.flatnonzero(group_of == group).tolist() for group in range(groups)]
@@ -321,14 +321,14 @@ def _resolve_group(
 
 def _compose_pieces(pieces: Sequence[Fragment]) -> Fragment | None:
     """One object of several pieces; None when nothing of it is left."""
-    top, left = min(p.top for p in pieces), min(p.left for p in pieces)
-    bottom, right = max(p.bottom for p in pieces), max(p.right for p in pieces)
+    top, left = min(piece.top for piece in pieces), min(piece.left for piece in pieces)
+    bottom, right = max(piece.bottom for piece in pieces), max(piece.right for piece in pieces)
     trust_map = np.zeros((bottom - top, right - left), np.float32)
     mask = np.zeros(trust_map.shape, bool)
     for tile in dict.fromkeys(piece.tile for piece in pieces):
         t, b = max(top, tile.top), min(bottom, tile.bottom)
         s, e = max(left, tile.left), min(right, tile.right)
-        tile_mask = np.logical_or.reduce([p.within(t, s, b, e) for p in pieces if p.tile == tile])
+        tile_mask = np.logical_or.reduce([piece.within(t, s, b, e) for piece in pieces if piece.tile == tile])
         trust = tile.trust(np.arange(t, b), np.arange(s, e))
         place = (slice(t - top, b - top), slice(s - left, e - left))
         is_better = trust > trust_map[place]
@@ -337,8 +337,8 @@ def _compose_pieces(pieces: Sequence[Fragment]) -> Fragment | None:
     areas = np.array([piece.mask_hw.sum() for piece in pieces], float)
     score = float(np.average([piece.score for piece in pieces], weights=areas))
     uncertainty = float(np.average([piece.uncertainty for piece in pieces], weights=areas))
-    first = pieces[0]
-    return _trim(Fragment(first.tile, first.label, score, uncertainty, top, left, mask))
+    first_piece = pieces[0]
+    return _trim(Fragment(first_piece.tile, first_piece.label, score, uncertainty, top, left, mask))
 
 
 def _is_piece_of_another(fragment: Fragment, objects: Sequence[Fragment]) -> bool:
@@ -351,8 +351,8 @@ def _is_piece_of_another(fragment: Fragment, objects: Sequence[Fragment]) -> boo
         return False
     area = fragment.mask_hw.sum()
     return any(
-        other is not fragment
-        and other.mask_hw.sum() > area
-        and int((other.within(*fragment.box) & fragment.mask_hw).sum()) >= COVERED * area
-        for other in objects
+        candidate is not fragment
+        and candidate.mask_hw.sum() > area
+        and int((candidate.within(*fragment.box) & fragment.mask_hw).sum()) >= COVERED * area
+        for candidate in objects
     )

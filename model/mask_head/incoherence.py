@@ -182,8 +182,8 @@ def incoherent_regions(masks: Tensor, levels: int, nested: bool = True) -> list[
         raise ValueError(f"a mask of side {masks.shape[-1]} cannot be halved {levels} times")
     finer, regions = masks.float(), []
     for _ in range(levels):
-        most, least = F.max_pool2d(finer, 2), -F.max_pool2d(-finer, 2)
-        regions.append(most != least)
+        block_max, block_min = F.max_pool2d(finer, 2), -F.max_pool2d(-finer, 2)
+        regions.append(block_max != block_min)
         finer = finer[:, ::2, ::2]
     regions.reverse()
     return nest(regions) if nested else regions

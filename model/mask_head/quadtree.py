@@ -78,7 +78,7 @@ class RefinementSettings:
 
 
 def _check_levels(sizes: tuple[int, ...]) -> None:
-    """Depth 0 has no level; else each is twice the one before."""
+    """Check that each level has twice the side of the one before; there may be none."""
     if any(finer != 2 * coarser for coarser, finer in pairwise(sizes)):
         raise ValueError(f"MODEL.TRANSFINER.LEVEL_SIZES must double from level to level, got {sizes}")
 
@@ -111,7 +111,7 @@ def nest(regions: list[Tensor]) -> list[Tensor]:
 
 
 def double(grid: Tensor) -> Tensor:
-    """(R, S, S) to (R, 2S, 2S): every place copied to its four quadrants."""
+    """Copy every place of a grid (R, S, S) to its four quadrants: (R, 2S, 2S)."""
     return grid.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
 
@@ -210,8 +210,9 @@ def node_limit(instances: list[Instances], roi_indices: Tensor, budget: int) -> 
     if not budget:
         return None
     scores = torch.cat([image.scores for image in instances])[roi_indices].float()
-    images = torch.cat([torch.full_like(i.pred_classes, k) for k, i in enumerate(instances)])[roi_indices]
-    return lambda levels, incoherence: within_budget(levels, incoherence, scores, images, budget)
+    numbers = torch.cat([torch.full_like(image.pred_classes, number) for number, image in enumerate(instances)])
+    image_of_roi = numbers[roi_indices]
+    return lambda levels, incoherence: within_budget(levels, incoherence, scores, image_of_roi, budget)
 
 
 def within_budget(
@@ -265,7 +266,7 @@ def sample_nodes(
     samples = []
     for nodes, level_counts in zip(levels, counts.tolist(), strict=True):
         starts = torch.tensor([0, *level_counts]).cumsum(0).tolist()
-        picks = [starts[r] + _draw(level_counts[r], count, permutation) for r in roi_indices.tolist()]
+        picks = [starts[roi] + _draw(level_counts[roi], count, permutation) for roi in roi_indices.tolist()]
         index = torch.cat(picks) if picks else torch.empty(0, dtype=torch.int64)
         samples.append(nodes.select(index.to(nodes.roi.device)))
     return roi_indices, samples
@@ -277,7 +278,7 @@ def _draw(available: int, count: int, permutation: Permutation) -> Tensor:
 
 
 def propagate(
-    coarse: Tensor, levels: list[Nodes], values: list[Tensor], sizes: list[int], how: str = "bilinear"
+    coarse: Tensor, levels: list[Nodes], values: list[Tensor], sizes: list[int], method: str = "bilinear"
 ) -> Tensor:
     """Write refined probabilities level by level from the root to the leaves.
 
@@ -287,23 +288,23 @@ def propagate(
     Args:
         coarse: (R, S0, S0) probabilities. Not changed.
         levels, values: L levels of nodes and their refined probabilities (Q,).
-        how: ``"nearest"`` copies each place to its four quadrants (figure 8); ``"bilinear"`` (with align_corners)
+        method: ``"nearest"`` copies each place to its four quadrants (figure 8); ``"bilinear"`` (with align_corners)
             is the released code's, which moves places by up to half a finer one; ``"centred"`` (without) moves none;
             ``"leaves"`` corrects the finest level only (table 8 without propagation).
 
     Returns:
         (R, S_last, S_last) probabilities.
     """
-    if how == "leaves":
+    if method == "leaves":
         size = sizes[-1]
         mask = F.interpolate(coarse[:, None], (size, size), mode="bilinear")[:, 0]
         return _write(mask, levels[-1], values[-1])
     mask = coarse.clone()
     for depth, (nodes, value, size) in enumerate(zip(levels, values, sizes, strict=True)):
-        if depth > 0 and how == "nearest":
+        if depth > 0 and method == "nearest":
             mask = double(mask)
         elif depth > 0:
-            corners = how == "bilinear"
+            corners = method == "bilinear"
             mask = F.interpolate(mask[:, None], (size, size), mode="bilinear", align_corners=corners)[:, 0]
         mask = _write(mask, nodes, value)
     return mask

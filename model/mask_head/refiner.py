@@ -73,8 +73,11 @@ class QuadtreeRefinement:
         references = self._reference_cues(pyramid, coarse, rois, coarse_features)
         if self.joint_levels:
             return self._refine_sequences(references, rois, levels, cues)
-        by_level = [self._refine_sequences(references, rois, [n], [c]) for n, c in zip(levels, cues, strict=True)]
-        return torch.cat([r for r, _ in by_level]), [values[0] for _, values in by_level]
+        by_level = [
+            self._refine_sequences(references, rois, [nodes], [node_cues])
+            for nodes, node_cues in zip(levels, cues, strict=True)
+        ]
+        return torch.cat([root_values for root_values, _ in by_level]), [values[0] for _, values in by_level]
 
     def in_parts(
         self,
@@ -109,7 +112,7 @@ class QuadtreeRefinement:
         counts = torch.unique_consecutive(torch.cat(owners)[order], return_counts=True)[1]
         values = self.refiner(join_cues([references, *cues]).reordered(order), counts.tolist())
         refined = torch.empty_like(values).index_copy(0, order, values)
-        root_values, *by_level = refined.split([len(part) for part in owners])
+        root_values, *by_level = refined.split([len(owner) for owner in owners])
         return root_values, by_level
 
     def _reference_cues(
@@ -138,9 +141,9 @@ class QuadtreeRefinement:
         contexts: list[Tensor | None] = [None] * len(levels)
         if "context" in self.refiner.node_encoder.cues:
             neighbourhoods = pyramid.at([nodes.neighbourhood() for nodes in levels], self.sizes)
-            neighbourhoods = [part.unflatten(0, (-1, 9)) for part in neighbourhoods]
-            features = [part[:, 4] for part in neighbourhoods]
-            contexts = [part.flatten(1) for part in neighbourhoods]
+            neighbourhoods = [neighbourhood.unflatten(0, (-1, 9)) for neighbourhood in neighbourhoods]
+            features = [neighbourhood[:, 4] for neighbourhood in neighbourhoods]
+            contexts = [neighbourhood.flatten(1) for neighbourhood in neighbourhoods]
         else:
             features = pyramid.at(levels, self.sizes)
         return [
@@ -185,7 +188,7 @@ def _neighbourhoods(feature: Tensor) -> Tensor:
 
 
 def resize_masks(probabilities: Tensor, size: int) -> Tensor:
-    """(R, S, S) to (R, size, size), bilinear; the same tensor where the size fits already."""
+    """Resize masks (R, S, S) to (R, size, size), bilinear; the same tensor where the size fits already."""
     if probabilities.shape[-1] == size:
         return probabilities
     return F.interpolate(probabilities[:, None], (size, size), mode="bilinear")[:, 0]
@@ -300,9 +303,9 @@ class SequenceRefiner(nn.Module):
         ``coarse`` (T,) are the coarse mask's probabilities there; only a residual decoder asks for them.
         """
         if in_bf16_on_cpu(tokens):
-            first, second = (layer for layer in self.conv_r1 if isinstance(layer, nn.Conv2d))
-            hidden = F.linear(tokens, first.weight.flatten(1), first.bias).relu_()
-            logits = F.linear(hidden, second.weight.flatten(1), second.bias)[:, 0].float()
+            first_layer, second_layer = (layer for layer in self.conv_r1 if isinstance(layer, nn.Conv2d))
+            hidden = F.linear(tokens, first_layer.weight.flatten(1), first_layer.bias).relu_()
+            logits = F.linear(hidden, second_layer.weight.flatten(1), second_layer.bias)[:, 0].float()
         else:
             hidden = tokens[:, :, None, None]
             for layer in list(self.conv_r1)[:-1]:  # all but the sigmoid

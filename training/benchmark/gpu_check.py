@@ -93,9 +93,9 @@ def beside_mask_rcnn(scale: Scale) -> tuple[str, bool]:
     frames = costs["mask_rcnn"]["ratios"]["seconds"]
     pointrend = costs["pointrend"]["ratios"]["seconds"]
     memory = [costs[name]["cuda_peak_bytes"] or 0 for name in ("ours", "mask_rcnn")]
-    more = (memory[0] - memory[1]) / GB
-    text = f"{frames:.2f} of Mask R-CNN's frames a second, {pointrend:.2f} of PointRend's; {more:+.2f} GB memory"
-    return text, frames >= 0.8 and more <= 1
+    extra_gb = (memory[0] - memory[1]) / GB
+    text = f"{frames:.2f} of Mask R-CNN's frames a second, {pointrend:.2f} of PointRend's; {extra_gb:+.2f} GB memory"
+    return text, frames >= 0.8 and extra_gb <= 1
 
 
 def training_step(scale: Scale) -> tuple[str, bool]:
@@ -138,10 +138,12 @@ def mixed_training(scale: Scale) -> tuple[str, bool]:
     losses, seconds = {}, {}
     for dtype in (None, torch.bfloat16):
         losses[dtype], seconds[dtype] = _train(scale, dtype)
-    first, last = losses[torch.bfloat16][0], losses[torch.bfloat16][-1]
+    first_loss, last_loss = losses[torch.bfloat16][0], losses[torch.bfloat16][-1]
     times = seconds[None] / seconds[torch.bfloat16]
-    text = f"loss {first:.2f} to {last:.2f} in {scale.iterations} steps, fp32 ends at {losses[None][-1]:.2f}; "
-    return f"{text}{times:.2f} times faster", last < first and times >= 1.3
+    text = (
+        f"loss {first_loss:.2f} to {last_loss:.2f} in {scale.iterations} steps, fp32 ends at {losses[None][-1]:.2f}; "
+    )
+    return f"{text}{times:.2f} times faster", last_loss < first_loss and times >= 1.3
 
 
 CHECKS: dict[str, Check] = {
@@ -194,10 +196,10 @@ def _compared(
     difference: float,
 ) -> tuple[str, bool]:
     """Compare two computations of the same maps: speed-up of the second one, and its mean relative difference."""
-    exact, near = plain(), alternative()
+    plain_maps, alternative_maps = plain(), alternative()
     largest_difference = max(
-        float((near[name].float() - value).abs().mean() / value.abs().mean().clamp(min=1e-12))
-        for name, value in exact.items()
+        float((alternative_maps[name].float() - value).abs().mean() / value.abs().mean().clamp(min=1e-12))
+        for name, value in plain_maps.items()
     )
     repeats = max(1, scale.setting.repeats) * (10 if scale.on_gpu else 1)
     first_s, other_s = alternate([plain, alternative], device=scale.setting.device, repeats=repeats)

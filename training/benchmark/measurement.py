@@ -43,10 +43,10 @@ class Measurement:
     """
 
     def __init__(
-        self, network: nn.Module, cfg: CfgNode, data: DataSet, *, speed: tuple[int | None, int] = (None, 5)
+        self, network: nn.Module, cfg: CfgNode, data_set: DataSet, *, speed: tuple[int | None, int] = (None, 5)
     ) -> None:
-        self.network, self.cfg, self.data, self.speed = network.eval(), cfg, data, speed
-        self.samples = open_set(data.test, width=cfg.TRAINING.SCENE_WIDTH, height=cfg.TRAINING.SCENE_HEIGHT)
+        self.network, self.cfg, self.data_set, self.speed = network.eval(), cfg, data_set, speed
+        self.samples = open_set(data_set.test, width=cfg.TRAINING.SCENE_WIDTH, height=cfg.TRAINING.SCENE_HEIGHT)
         self.records: list[dict[str, Any]] = []
         self.official = official_rules(self.samples)
         self.masks: list[dict[str, Any]] = []
@@ -80,7 +80,7 @@ class Measurement:
             details["mask"] = coco_ap(self.truth, self.masks, "segm")
             values |= {name: details["mask"][name] for name in ("AP", "AP50", "APs", "APm", "APl")}
         if {"APB", "APB50"} & set(names):
-            details["boundary"] = coco_ap(self.truth, self.masks, "boundary", ratio=self.data.ratio)
+            details["boundary"] = coco_ap(self.truth, self.masks, "boundary", ratio=self.data_set.ratio)
             values |= {"APB": details["boundary"]["AP"], "APB50": details["boundary"]["AP50"]}
         if self.official is not None:
             details["official"] = self.official.values()
@@ -89,7 +89,7 @@ class Measurement:
             details["box"] = coco_ap(self.truth, self.boxes, "bbox")
             values["APbox"] = details["box"]["AP"]
         if {"AP*", "AP*50"} & set(names):
-            details["lvis"] = ap_star(self.data, self.truth, self.masks, self.samples.class_names)
+            details["lvis"] = ap_star(self.data_set, self.truth, self.masks, self.samples.class_names)
             if details["lvis"]:
                 values |= {"AP*": details["lvis"]["AP"], "AP*50": details["lvis"]["AP50"]}
         if {*_REGION_COLUMNS, "Acc", "Recall"} & set(names):
@@ -174,20 +174,20 @@ class _Bdd100k:
 Json = dict[str, Any]
 
 
-def ap_star(data: DataSet, truth: Json, results: list[Json], class_names: tuple[str, ...]) -> dict[str, float]:
+def ap_star(data_set: DataSet, truth: Json, results: list[Json], class_names: tuple[str, ...]) -> dict[str, float]:
     """Compute LVIS AP by name; empty where the set has no LVIS annotations.
 
     Args:
-        data: with the LVIS file of the test images, or of generated scenes, which are annotated completely.
+        data_set: with the LVIS file of the test images, or of generated scenes, which are annotated completely.
         truth: of the test set as COCO has it. results: its COCO results, classes counted from 1 in ``class_names``.
 
     Raises:
         ValueError: the LVIS file is not reduced to COCO's classes, or a class is not one of COCO's.
     """
-    if data.lvis and Path(data.lvis).is_file():
-        dataset = read_json(Path(data.lvis))
+    if data_set.lvis and Path(data_set.lvis).is_file():
+        dataset = read_json(Path(data_set.lvis))
         return lvis_ap(dataset, renumbered(results, dataset, class_names), "segm")
-    if not data.test.startswith("scenes:"):
+    if not data_set.test.startswith("scenes:"):
         return {}
     return lvis_ap(as_lvis(truth), results, "segm")
 

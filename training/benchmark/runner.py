@@ -55,12 +55,12 @@ class Scale:
 
 def data_of(table: Table, scale: Scale) -> DataSet:
     """The table's data set at this scale, with the folder filled in."""
-    data = replace(SCENES, ratio=table.data.ratio) if scale.miniature else table.data
+    data_set = replace(SCENES, ratio=table.data.ratio) if scale.miniature else table.data
     train, test, lvis = (
         name.replace("{data}", scale.data)
-        for name in (scale.train or data.train, scale.test or data.test, scale.lvis or data.lvis)
+        for name in (scale.train or data_set.train, scale.test or data_set.test, scale.lvis or data_set.lvis)
     )
-    return replace(data, train=train, test=test, lvis=lvis)
+    return replace(data_set, train=train, test=test, lvis=lvis)
 
 
 def training_config(table: Table, row: Row, scale: Scale, seed: int) -> CfgNode:
@@ -72,19 +72,19 @@ def training_config(table: Table, row: Row, scale: Scale, seed: int) -> CfgNode:
     """
     if row.config is None:
         raise ValueError(f"{row.name} (table {table.number}) is quoted from the paper and has no configuration")
-    data = data_of(table, scale)
+    data_set = data_of(table, scale)
     cfg = get_training_config(row.config)
     cfg.merge_from_list(as_list(table.data.change))
     cfg.merge_from_list(as_list(row.change))
     if scale.miniature:
         shrink(cfg)
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(open_set(data.train).class_names)
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(open_set(data_set.train).class_names)
     if "POINT_HEAD" in cfg.MODEL:
         cfg.MODEL.POINT_HEAD.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if scale.iterations:
         rescale(cfg, scale.iterations)
-    cfg.DATASETS.TRAIN = [data.train]
-    cfg.DATASETS.TEST = [data.test]
+    cfg.DATASETS.TRAIN = [data_set.train]
+    cfg.DATASETS.TEST = [data_set.test]
     cfg.SEED = seed
     cfg.MODEL.DEVICE = scale.device
     cfg.MODEL.TRANSFINER.KEEP_COARSE = True
@@ -183,11 +183,11 @@ def _run_row(
     speed: tuple[int | None, int],
     tell: Tell,
 ) -> dict[str, Any]:
-    cfg, data = training_config(table, row, scale, seed), data_of(table, scale)
+    cfg, data_set = training_config(table, row, scale, seed), data_of(table, scale)
     overrides = overrides_when_measured(row, scale.miniature)
     name = f"given-{digest(str(trained_checkpoint))}" if trained_checkpoint else training_digest(cfg)
     file = out / f"table-{table.number}" / row.key / f"seed-{seed}.json"
-    title, identity = f"{row.name}, seed {seed}", digest(name, overrides, data.test, scale.device, speed)
+    title, identity = f"{row.name}, seed {seed}", digest(name, overrides, data_set.test, scale.device, speed)
     if file.is_file():
         result: dict[str, Any] = json.loads(file.read_text())
         if result["identity"] == identity:
@@ -197,7 +197,7 @@ def _run_row(
     tell(f"{title}: measuring {checkpoint}")
     network, measured_cfg, _ = load_for_evaluation(checkpoint, scale.device, [str(part) for part in overrides])
     measured_cfg.TRAINING = cfg.TRAINING
-    measurement = Measurement(network, measured_cfg, data, speed=speed)
+    measurement = Measurement(network, measured_cfg, data_set, speed=speed)
     values, details = measurement.columns(table.columns())
     if table.number == 3 and "analysis" in details and details["analysis"]["table3"]:
         values["Acc"] = details["analysis"]["table3"]["pooled"]["accuracy"]
@@ -231,7 +231,7 @@ def train_or_find(cfg: CfgNode, folder: Path, *, name: str, title: str, tell: Te
 
 def plan_table(table: Table, scale: Scale) -> dict[str, Any]:
     """Plan a table: which data are missing, and the iterations of every row that is run."""
-    data = data_of(table, scale)
+    data_set = data_of(table, scale)
     rows, training_names = [], set[str]()
     for row in table.rows:
         if row.quoted:
@@ -251,8 +251,8 @@ def plan_table(table: Table, scale: Scale) -> dict[str, Any]:
             }
         )
         training_names.add(name)
-    facts = {"set": data.title, "needs": data.needs, "train": data.train, "test": data.test}
-    missing_paths = missing_files(data.train, data.test)
+    facts = {"set": data_set.title, "needs": data_set.needs, "train": data_set.train, "test": data_set.test}
+    missing_paths = missing_files(data_set.train, data_set.test)
     return {"table": table.number, "title": table.title, "data": facts | {"missing": missing_paths}, "rows": rows}
 
 
@@ -260,10 +260,10 @@ def missing_files(*names: str) -> list[str]:
     """Files and folders that sets of these names need and that do not exist."""
     paths: list[Path] = []
     for name in names:
-        kind, _, rest = name.partition(":")
-        root, _, split = rest.rpartition(":")
+        kind, _, place = name.partition(":")
+        root, _, split = place.rpartition(":")
         if kind in ("coco", "lvis"):
-            paths += [Path(part) for part in rest.split(":", 1)]
+            paths += [Path(path) for path in place.split(":", 1)]
         elif kind == "cityscapes":
             paths += [Path(root) / "leftImg8bit" / split, Path(root) / "gtFine" / split]
         elif kind == "bdd100k":
@@ -273,10 +273,10 @@ def missing_files(*names: str) -> list[str]:
 
 def plan_text(plan: dict[str, Any]) -> str:
     """The plan as lines for people."""
-    data = plan["data"]
-    lines = [f"Table {plan['table']}: {plan['title']}", f"data: {data['set']}; needs {data['needs']}"]
-    if data["missing"]:
-        lines.append("missing: " + ", ".join(data["missing"]))
+    data_facts = plan["data"]
+    lines = [f"Table {plan['table']}: {plan['title']}", f"data: {data_facts['set']}; needs {data_facts['needs']}"]
+    if data_facts["missing"]:
+        lines.append("missing: " + ", ".join(data_facts["missing"]))
     for row in plan["rows"]:
         if not row["run"]:
             lines.append(f"  {row['name']:<42} quoted from the paper")

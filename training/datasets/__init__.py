@@ -87,18 +87,22 @@ def open_set(name: str, *, width: int = 384, height: int = 288, missing: Policy 
         ValueError: the name has another form; the message shows those that are known.
         FileNotFoundError: the annotations, or with ``missing="fatal"`` a file of the set, are not there.
     """
-    kind, _, rest = name.partition(":")
-    first, colon, second = rest.rpartition(":") if kind in ("cityscapes", "bdd100k", "via") else split_after_file(rest)
-    if kind == "scenes" and first in SPLITS and (not second or second.isdigit()):
-        return SceneSet(first, int(second or ENDLESS), width=width, height=height)
-    if kind == "via" and rest:
-        if Path(rest).is_dir() or not first:
-            first, second = rest, ""
-        return ViaSet(annotation_file(Path(first)), Path(first), missing=missing, label=second or "object")
-    if colon and first and kind in ("coco", "lvis"):
-        return (CocoSet if kind == "coco" else LvisSet)(Path(first), Path(second), missing=missing)
-    if colon and first and kind in ("cityscapes", "bdd100k"):
-        return (CityscapesSet if kind == "cityscapes" else Bdd100kSet)(Path(first), second, missing=missing)
+    kind, _, place = name.partition(":")
+    first_part, colon, second_part = (
+        place.rpartition(":") if kind in ("cityscapes", "bdd100k", "via") else split_after_file(place)
+    )
+    if kind == "scenes" and first_part in SPLITS and (not second_part or second_part.isdigit()):
+        return SceneSet(first_part, int(second_part or ENDLESS), width=width, height=height)
+    if kind == "via" and place:
+        if Path(place).is_dir() or not first_part:
+            first_part, second_part = place, ""
+        return ViaSet(
+            annotation_file(Path(first_part)), Path(first_part), missing=missing, label=second_part or "object"
+        )
+    if colon and first_part and kind in ("coco", "lvis"):
+        return (CocoSet if kind == "coco" else LvisSet)(Path(first_part), Path(second_part), missing=missing)
+    if colon and first_part and kind in ("cityscapes", "bdd100k"):
+        return (CityscapesSet if kind == "cityscapes" else Bdd100kSet)(Path(first_part), second_part, missing=missing)
     raise ValueError(
         f"unknown data set {name!r}; write scenes:{'|'.join(SPLITS)}[:COUNT], coco:ANNOTATIONS.json:IMAGES/, "
         "lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT, bdd100k:ROOT:SPLIT or via:FOLDER[:LABEL]"
@@ -111,10 +115,10 @@ def open_configured_set(name: str, cfg: CfgNode) -> AnySet:
     return open_set(name, width=keys.SCENE_WIDTH, height=keys.SCENE_HEIGHT, missing=keys.MISSING_IMAGES)
 
 
-def split_after_file(rest: str) -> tuple[str, str, str]:
+def split_after_file(text: str) -> tuple[str, str, str]:
     """Split at the first colon that follows the name of an existing file, else at the first colon."""
-    places = [place for place, letter in enumerate(rest) if letter == ":"]
-    file_ends = [place for place in places if Path(rest[:place]).is_file()]
+    places = [place for place, letter in enumerate(text) if letter == ":"]
+    file_ends = [place for place in places if Path(text[:place]).is_file()]
     if not file_ends:
-        return rest.partition(":")
-    return rest[: file_ends[0]], ":", rest[file_ends[0] + 1 :]
+        return text.partition(":")
+    return text[: file_ends[0]], ":", text[file_ends[0] + 1 :]

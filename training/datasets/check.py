@@ -28,11 +28,11 @@ _CELL_PX = (320, 240)
 _MOST_PICTURES = 20  # of each kind of careless labels
 
 
-def spread(length: int, most: int) -> list[int]:
-    """At most `most` indices, evenly spread over the set (0: all)."""
-    if not most or length <= most:
+def spread(length: int, limit: int) -> list[int]:
+    """At most `limit` indices, evenly spread over a set of `length`; all of them with a limit of 0."""
+    if not limit or length <= limit:
         return list(range(length))
-    return [round(place) for place in np.linspace(0, length - 1, most)]
+    return [round(place) for place in np.linspace(0, length - 1, limit)]
 
 
 def statistics(
@@ -85,9 +85,9 @@ def statistics(
         "by_class": {name: classes[name] for name in samples.class_names},
         "problems": dict(samples.problems.counts()),
         "lost": samples.problems.lost,
-        "problem_list": [str(entry) for entry in samples.problems.entries],
+        "problem_list": [str(problem) for problem in samples.problems.entries],
         "careless": dict(kinds),
-        "careless_list": [str(entry) for entry in remarks],
+        "careless_list": [str(remark) for remark in remarks],
     }
 
 
@@ -153,8 +153,10 @@ def _boxes_drawn_as_polygons(samples: Any, sample: Sample) -> dict[str, Any]:
     if not isinstance(samples, CocoSet):
         return {}
     annotations = samples.records.annotations[sample.image_id]
-    boxes = [entry for entry in annotations if not is_ignored(entry) and _is_box(entry["segmentation"])]
-    return {entry["place"]: entry["segmentation"][0] for entry in boxes}
+    boxes = [
+        annotation for annotation in annotations if not is_ignored(annotation) and _is_box(annotation["segmentation"])
+    ]
+    return {annotation["place"]: annotation["segmentation"][0] for annotation in boxes}
 
 
 def _is_box(segmentation: Any) -> bool:
@@ -184,7 +186,7 @@ def object_picture(image: np.ndarray, mask_hw: np.ndarray) -> Image.Image:
 
 def save_pictures(pictures: Sequence[tuple[Image.Image, str, str]], file: Path) -> None:
     """Write small pictures side by side, each with two lines of text above it."""
-    save_picture(in_grid([captioned(*entry) for entry in pictures], columns=5), file)
+    save_picture(in_grid([captioned(*picture) for picture in pictures], columns=5), file)
 
 
 #: A prediction counts for an object where their masks overlap by this IoU.
@@ -244,12 +246,12 @@ def doubts_of(sample: Sample, class_names: Sequence[str], instances: Sequence[In
     predictions = [instance for instance in instances if instance.label in class_names]
     overlap_pn = iou_matrix([instance.mask_hw for instance in predictions], list(sample.masks))
     # A prediction counts only for the object that it fits best: a neighbour's prediction is no doubt.
-    best = overlap_pn.argmax(1) if len(sample.masks) else np.zeros(0, int)
+    best_objects = overlap_pn.argmax(1) if len(sample.masks) else np.zeros(0, int)
     doubts: list[tuple[int, Doubt]] = []
     for n in np.flatnonzero(~sample.crowd):
         label, scores = class_names[sample.classes[n]], dict[str, float]()
         for p, instance in enumerate(predictions):
-            if best[p] == n and overlap_pn[p, n] >= SAME_OBJECT_IOU:
+            if best_objects[p] == n and overlap_pn[p, n] >= SAME_OBJECT_IOU:
                 scores[instance.label] = max(scores.get(instance.label, 0.0), instance.score)
         predicted = max(scores, key=lambda name: scores[name], default=label)
         if predicted != label:

@@ -52,10 +52,10 @@ class CocoSet(Sequence[Sample]):
 
     def _join_repeated_files(self) -> None:
         """Merge records of the same file and size into one image, else one's objects were background in the other."""
-        first: dict[tuple[object, ...], int] = {}
+        first_image_of: dict[tuple[object, ...], int] = {}
         for image_id, image in sorted(self.records.images.items()):
             name = posixpath.normpath(_file_name(image) or str(image.get("coco_url")))
-            former = first.setdefault((name, image["height"], image["width"]), image_id)
+            former = first_image_of.setdefault((name, image["height"], image["width"]), image_id)
             if former != image_id:
                 detail = f"{name} is image {former}, too; the annotations of both are read as of that one"
                 self.problems.note(self.annotations, f"image {image_id}", "repeated file", detail, repaired=True)
@@ -67,12 +67,13 @@ class CocoSet(Sequence[Sample]):
     def object_count(self) -> int:
         """Number of objects, without ignored regions."""
         annotations = self.records.annotations
-        return sum(not is_ignored(entry) for image_id in self._image_ids for entry in annotations[image_id])
+        return sum(not is_ignored(annotation) for image_id in self._image_ids for annotation in annotations[image_id])
 
     def classes_at(self, index: int) -> set[int]:
         """Classes of an image's annotations, read from the records without decoding a mask."""
         return {
-            self.records.class_of[entry["category_id"]] for entry in self.records.annotations[self._image_ids[index]]
+            self.records.class_of[annotation["category_id"]]
+            for annotation in self.records.annotations[self._image_ids[index]]
         }
 
     def _records(self) -> Any:

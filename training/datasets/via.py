@@ -97,8 +97,8 @@ class ViaSet(CocoSet):
                     values.setdefault(name, Counter())[value] += 1
         for name, counts in values.items():
             if len(counts) > 1:
-                most = ", ".join(f"{count} {value!r:.40}" for value, count in counts.most_common(5))
-                detail = f"regions have {len(counts)} values, {most}; all are read as {self.label!r}"
+                common_values = ", ".join(f"{count} {value!r:.40}" for value, count in counts.most_common(5))
+                detail = f"regions have {len(counts)} values, {common_values}; all are read as {self.label!r}"
                 self.problems.note(self.annotations, f"attribute {name!r:.40}", "one class", detail, repaired=True)
 
     def _entries(self) -> dict[str, dict[str, Any]]:

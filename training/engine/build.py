@@ -120,15 +120,15 @@ def start_from(network: nn.Module, state: State) -> None:
     Raises:
         ValueError: not one of the network's weights is in the state.
     """
-    own = network.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    own_state = network.state_dict()
+    fitting = {key: value for key, value in state.items() if key in own_state and own_state[key].shape == value.shape}
     if not fitting:
         raise ValueError(
-            f"none of the {len(own)} weights of the network is in the checkpoint; is it of another architecture?"
+            f"none of the {len(own_state)} weights of the network is in the checkpoint; is it of another architecture?"
         )
     network.load_state_dict(fitting, strict=False)
     for problem, keys in (
-        ("start untrained", own.keys() - fitting.keys()),
+        ("start untrained", own_state.keys() - fitting.keys()),
         ("are not used", state.keys() - fitting.keys()),
     ):
         if keys:

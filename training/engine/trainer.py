@@ -119,7 +119,7 @@ class Trainer:
             try:
                 self._loop(iter(loader), log)
                 self.save()
-                self._check(log, last=not self.stop_requested)
+                self._check(log, is_last=not self.stop_requested)
             except BaseException as error:
                 self._tell("failed", error=f"{type(error).__name__}: {error}")
                 raise
@@ -133,8 +133,8 @@ class Trainer:
     def _log(self) -> AbstractContextManager[RunLog | None]:
         if processes.rank() != 0:
             return nullcontext()
-        period, first = self.cfg.TRAINING.LOG_PERIOD, self.progress.iteration
-        return RunLog(self.folder, period, first_iteration=first)
+        period, first_iteration = self.cfg.TRAINING.LOG_PERIOD, self.progress.iteration
+        return RunLog(self.folder, period, first_iteration=first_iteration)
 
     def _loop(self, batches: Iterator[Batch], log: RunLog | None) -> None:
         if log is not None and self.checks.evaluation_due(self.progress.iteration):
@@ -169,12 +169,12 @@ class Trainer:
         iteration = self.progress.iteration
         return iteration % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or self.checks.evaluation_due(iteration)
 
-    def _check(self, log: RunLog | None, *, last: bool = False) -> None:
+    def _check(self, log: RunLog | None, *, is_last: bool = False) -> None:
         """Evaluate the checkpoint that was just saved, if it is due; the other processes wait at their next step."""
         if log is None:
             return
         iteration, checkpoint = self.progress.iteration, self.folder / "checkpoint"
-        if self.checks.evaluation_due(iteration, last=last):
+        if self.checks.evaluation_due(iteration, is_last=is_last):
             self._tell("evaluating")
             self.checks.evaluate(checkpoint, iteration, log)
 
@@ -306,10 +306,12 @@ class Checks:
             raise ValueError("TEST.EVAL_PERIOD needs a set in DATASETS.TEST")
         self._sets: dict[str, AnySet] = {}
 
-    def evaluation_due(self, iteration: int, *, last: bool = False) -> bool:
+    def evaluation_due(self, iteration: int, *, is_last: bool = False) -> bool:
         """Whether to evaluate after an iteration: periodically and after the last one, unless it has been recorded."""
         period = self.cfg.TEST.EVAL_PERIOD
-        return period > 0 and iteration > 0 and (last or iteration % period == 0) and not self._is_evaluated(iteration)
+        return (
+            period > 0 and iteration > 0 and (is_last or iteration % period == 0) and not self._is_evaluated(iteration)
+        )
 
     def evaluate(self, checkpoint: Path, iteration: int, log: RunLog) -> None:
         """Evaluate a checkpoint on every test set, record the figures, and keep it if it is the best so far."""
@@ -340,13 +342,13 @@ class Checks:
     def _keep_best(self, checkpoint: Path, iteration: int, figures: dict[str, float]) -> None:
         """Copy the checkpoint to ``best/`` if its mask AP on the first set is higher than that of the one there."""
         key = next(name for name in figures if name.endswith("mask_AP"))
-        best = self.folder / BEST_FOLDER
+        best_folder = self.folder / BEST_FOLDER
         mask_ap = figures[key]
         if math.isnan(mask_ap):
             return
-        if best.is_dir() and read_metadata(best)["evaluation"][key] >= mask_ap:
+        if best_folder.is_dir() and read_metadata(best_folder)["evaluation"][key] >= mask_ap:
             return
-        copy_checkpoint(checkpoint, best, {"evaluation": {"iteration": iteration} | figures})
+        copy_checkpoint(checkpoint, best_folder, {"evaluation": {"iteration": iteration} | figures})
 
 
 def _boundary_ratio(samples: AnySet) -> float:

@@ -32,11 +32,11 @@ def encode(mask_hw: np.ndarray) -> dict[str, Any]:
     """
     height, width = mask_hw.shape
     columns = np.flatnonzero(mask_hw.any(axis=0))
-    first, last = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
+    first_column, end_column = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
     # Runs of equal values down the columns, background first; the columns beside are background.
-    values = np.concatenate([[False], mask_hw[:, first:last].T.ravel(), [False]])
+    values = np.concatenate([[False], mask_hw[:, first_column:end_column].T.ravel(), [False]])
     changes = np.flatnonzero(values[1:] != values[:-1])
-    ends = np.concatenate([[0], changes + first * height, [height * width]])
+    ends = np.concatenate([[0], changes + first_column * height, [height * width]])
     counts = np.diff(ends)
     if len(counts) > 1 and counts[-1] == 0:
         counts = counts[:-1]
@@ -68,11 +68,11 @@ class TruthBuilder:
             measures = {"area": float(rle.area(segmentation)), "bbox": rle.toBbox(segmentation).tolist()}
             self.annotations.append(record | measures | {"iscrowd": int(crowd), "segmentation": segmentation})
 
-    def join(self, other: TruthBuilder) -> None:
+    def join(self, builder: TruthBuilder) -> None:
         """Add the images and annotations of another builder of the same classes."""
-        before = len(self.annotations)
-        self.images += other.images
-        self.annotations += [{**annotation, "id": annotation["id"] + before} for annotation in other.annotations]
+        id_offset = len(self.annotations)
+        self.images += builder.images
+        self.annotations += [{**annotation, "id": annotation["id"] + id_offset} for annotation in builder.annotations]
 
     def build(self) -> dict[str, Any]:
         """The ground truth, as a COCO file holds it."""

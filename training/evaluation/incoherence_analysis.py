@@ -170,8 +170,8 @@ def match_to_truth(sample: Sample, boxes: Boxes, classes: Tensor) -> tuple[Tenso
     iou = pairwise_iou(boxes, masks.get_bounding_boxes())
     is_candidate = classes[:, None] == torch.from_numpy(sample.classes)[None]
     is_candidate &= ~torch.from_numpy(sample.crowd)[None]
-    best, partner = torch.where(is_candidate, iou, torch.zeros_like(iou)).max(1)
-    matched = torch.nonzero(best >= MATCH_IOU)[:, 0]
+    best_iou, partner = torch.where(is_candidate, iou, torch.zeros_like(iou)).max(1)
+    matched = torch.nonzero(best_iou >= MATCH_IOU)[:, 0]
     return matched, partner[matched]
 
 
@@ -220,7 +220,7 @@ def incoherent_union(masks: Tensor, halvings: int = HALVINGS) -> Tensor:
 def region_counts(coarse: Tensor, truth: Tensor, union: Tensor) -> Tensor:
     """Count pixels of bool (R, S, S) masks: int64 (R, 4), of the grid, in U, coarsely wrong, and wrong in U."""
     wrong = coarse != truth
-    return torch.stack([part.flatten(1).sum(1) for part in (torch.ones_like(truth), union, wrong, wrong & union)], 1)
+    return torch.stack([mask.flatten(1).sum(1) for mask in (torch.ones_like(truth), union, wrong, wrong & union)], 1)
 
 
 def region_properties(counts: Tensor) -> dict[str, float]:

@@ -96,7 +96,7 @@ def _overlaps(exact: Instances, half: Instances) -> list[float]:
         if not len(half_part):
             overlaps += [0.0] * len(exact_part)
         elif len(exact_part):
-            masks, other_masks = ([*part.pred_masks.numpy().astype(bool)] for part in (exact_part, half_part))
+            masks, other_masks = ([*instances.pred_masks.numpy().astype(bool)] for instances in (exact_part, half_part))
             overlaps += iou_matrix(masks, other_masks).max(1).tolist()
     return overlaps
 
@@ -122,10 +122,10 @@ def record_precision(directory: Path, outcome: dict[str, Any], set_name: str, co
     figures = {"digest": metadata.get("digest"), "set": set_name, **outcome}
     update_metadata(directory, {"bf16": figures})
     card = directory / CARD_FILE
-    before = card.read_text(encoding="utf-8") if card.is_file() else f"# {metadata['name']}\n"
-    before = re.sub(rf"\n{_SECTION}\n.*?(?=\n## |\Z)", "", before, count=1, flags=re.DOTALL)
+    card_text = card.read_text(encoding="utf-8") if card.is_file() else f"# {metadata['name']}\n"
+    card_text = re.sub(rf"\n{_SECTION}\n.*?(?=\n## |\Z)", "", card_text, count=1, flags=re.DOTALL)
     section = f"{_SECTION}\n\n{precision_markdown(outcome, set_name)}\n\n```\n{command}\n```\n"
-    write_text(card, f"{before.rstrip()}\n\n{section}")
+    write_text(card, f"{card_text.rstrip()}\n\n{section}")
 
 
 def precision_markdown(outcome: dict[str, Any], set_name: str) -> str:

@@ -102,7 +102,7 @@ def _learned_outlines(learner: FewShotLearner, samples: MadeSamples) -> Iterator
         yield
         return
     network = learner.network.prompts
-    before = {name: values.clone() for name, values in network.state_dict().items()}
+    base_state = {name: values.clone() for name, values in network.state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
         state, choice = learn.learn_outlines(network, samples, Path(folder) / "outlines")
     if choice.is_better:
@@ -110,7 +110,7 @@ def _learned_outlines(learner: FewShotLearner, samples: MadeSamples) -> Iterator
     try:
         yield
     finally:
-        network.load_state_dict(before)
+        network.load_state_dict(base_state)
 
 
 def _results(

@@ -206,7 +206,7 @@ def out_of_fold(
 def _raised(entries_of: Mapping[str, list[list[Any]]], power: float) -> dict[str, list[list[Any]]]:
     """Raise the scores of detections, as `out_of_fold` returns them, to a power."""
     return {
-        sha256: [[label, score**power, *rest] for label, score, *rest in entries]
+        sha256: [[label, score**power, *geometry] for label, score, *geometry in entries]
         for sha256, entries in entries_of.items()
     }
 
@@ -235,10 +235,10 @@ def score_power(images: Iterable[tuple[Detections, Objects]]) -> float:
         objects += len(truth)
         matched: set[int] = set()
         for label, score, mask, *_ in sorted(detections, key=lambda entry: -entry[1]):
-            best = _best(label, mask, truth, matched)
+            matched_object = _best(label, mask, truth, matched)
             scores.append(score)
-            is_right.append(best is not None)
-            matched |= set() if best is None else {best}
+            is_right.append(matched_object is not None)
+            matched |= set() if matched_object is None else {matched_object}
     order = np.argsort(-np.array(scores), kind="stable")
     hits = np.cumsum(np.array(is_right, np.int64)[order])
     if not len(hits) or not hits[-1]:
@@ -257,8 +257,8 @@ def _best(label: str, mask: dict[str, Any], truth: Objects, matched: set[int]) -
     if not places:
         return None
     overlaps = coco_mask.iou([mask], [truth[place][1] for place in places], [0] * len(places))[0]
-    best = int(overlaps.argmax())
-    return places[best] if overlaps[best] >= RIGHT_IOU else None
+    best_index = int(overlaps.argmax())
+    return places[best_index] if overlaps[best_index] >= RIGHT_IOU else None
 
 
 class _Progress:
@@ -409,10 +409,10 @@ def _reduced(sample: Sample) -> Sample:
 def _boundary_iou(network: PromptNetwork, objects: ObjectSet) -> float:
     """Mean boundary IoU of the objects from their true boxes; 0 without objects."""
     overlaps = []
-    for item in objects.objects[:MOST_JUDGED]:
-        image, prompt = objects.images[item.image], Prompt(box_xyxy=item.box_xyxy)
+    for masked_object in objects.objects[:MOST_JUDGED]:
+        image, prompt = objects.images[masked_object.image], Prompt(box_xyxy=masked_object.box_xyxy)
         view = first_view(prompt, image.shape[:2])
         refined, _, scores = look(network, image, [view], [prompt], device=torch.device("cpu"))
         mask = as_instance(view, refined[0], float(scores[0]), prompt, image.shape[:2]).mask_hw
-        overlaps.append(overlap(boundary_mask(item.mask()), boundary_mask(mask)))
+        overlaps.append(overlap(boundary_mask(masked_object.mask()), boundary_mask(mask)))
     return float(np.mean(overlaps)) if overlaps else 0.0

@@ -152,8 +152,8 @@ def _targets(boxes: Tensor, view: TrainingView, labels: Tensor, classes: int) ->
         if not view.is_visible[number]:
             continue
         is_good = overlap >= GOOD_IOU
-        best = overlap.topk(min(LEAST_CELLS, len(overlap))).indices
-        is_good[best[overlap[best] >= FAIR_IOU]] = True
+        best_cells = overlap.topk(min(LEAST_CELLS, len(overlap))).indices
+        is_good[best_cells[overlap[best_cells] >= FAIR_IOU]] = True
         targets[is_good, label] = torch.maximum(targets[is_good, label], overlap[is_good])
     weights[targets > 0] = 1.0
     return targets, weights
@@ -407,8 +407,8 @@ class FewShotLearner:
             (boxes, rows.logits(features, cell_levels(side)).sigmoid())
             for (features, boxes), (side, _) in zip(image.looks, self.network.looks, strict=True)
         ]
-        best = detections_of(looks, image.size_hw, SCORE_THRESHOLD, MOST_DETECTIONS)
-        return self.network.outlined(image.pixels, best, image.size_hw)
+        best_detections = detections_of(looks, image.size_hw, SCORE_THRESHOLD, MOST_DETECTIONS)
+        return self.network.outlined(image.pixels, best_detections, image.size_hw)
 
     def save(
         self,
@@ -431,9 +431,9 @@ class FewShotLearner:
         cfg.MODEL.PROMPTED.QUALITY_POWER, cfg.MODEL.PROMPTED.SCORE_POWER = QUALITY_POWER, power
         state = {**self.base.state, **{f"prompts.{name}": values for name, values in (outlines or {}).items()}}
         for level in range(len(rows.bias)):
-            for name, own in (("weight", rows.weight[level, :, :, None, None]), ("bias", rows.bias[level])):
+            for name, class_rows in (("weight", rows.weight[level, :, :, None, None]), ("bias", rows.bias[level])):
                 key = f"detector.outputs.{level}.{name}"
-                state[key] = torch.cat([own, state[key][self.network.detector.num_classes :]])
+                state[key] = torch.cat([class_rows, state[key][self.network.detector.num_classes :]])
         metadata = self.base.metadata
         own_facts = {
             "name": metadata["name"],

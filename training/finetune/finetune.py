@@ -135,12 +135,12 @@ def _trainer(
     settings: FinetuneSettings,
     tell: _ProgressReporter,
 ) -> Trainer:
-    old = tuple(parent.metadata["classes"])
-    sources = previous_names(old, classes, settings.renamed)
-    logger.info("classes: %s", describe(old, classes, sources))
+    old_classes = tuple(parent.metadata["classes"])
+    sources = previous_names(old_classes, classes, settings.renamed)
+    logger.info("classes: %s", describe(old_classes, classes, sources))
     cfg = finetune_config(parent.cfg, settings, data, len(classes))
     cfg.TRAINING.INIT = str(parent.metadata["version"])
-    network = starting_network(cfg, parent.state, old, sources)
+    network = starting_network(cfg, parent.state, old_classes, sources)
     resume = (out / RUN / STATE_FILE).is_file()
     samples = TrainingSamples(data.sets, cfg, seed=settings.seed, shares=data.shares)
     shares = dict(zip(data.names, data.shares, strict=True))
@@ -152,7 +152,7 @@ def _trainer(
         "parent": parent.metadata["version"],
         "served": parent.metadata.get("served", {}),
         "snapshot": data.digests[0],
-        "finetuning": {"classes": describe(old, classes, sources), "images": data.images}
+        "finetuning": {"classes": describe(old_classes, classes, sources), "images": data.images}
         | {"shares": shares, "settings": asdict(settings)},
     }
     return Trainer(cfg, network, out / RUN, resume=resume, samples=samples, metadata=metadata, on_progress=tell.of_run)
@@ -179,11 +179,11 @@ def _claim(out: Path, request: dict[str, Any]) -> None:
     """
     path, plain = out / REQUEST, json.loads(json.dumps(request))
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if differing := [key for key in plain if before.get(key) != plain[key]]:
+        earlier_request = json.loads(path.read_text(encoding="utf-8"))
+        if differing := [key for key in plain if earlier_request.get(key) != plain[key]]:
             raise ValueError(
                 f"{out} holds a finetuning with other {', '.join(differing)} "
-                f"({', '.join(str(before.get(key)) for key in differing)}); choose another folder"
+                f"({', '.join(str(earlier_request.get(key)) for key in differing)}); choose another folder"
             )
     elif processes.rank() == 0:
         write_text(path, json.dumps(plain, indent=2) + "\n")
@@ -240,20 +240,20 @@ def finetune_config(parent: CfgNode, settings: FinetuneSettings, data: FinetuneD
 
 
 def starting_network(
-    cfg: CfgNode, state: Mapping[str, Tensor], old: Sequence[str], sources: Sequence[str | None]
+    cfg: CfgNode, state: Mapping[str, Tensor], old_classes: Sequence[str], sources: Sequence[str | None]
 ) -> nn.Module:
     """Build the network with the active model's weights, class rows in the order of the new classes.
 
     Args:
-        old: names of the active model's classes. sources: the old name of each new class, None for a new one.
+        old_classes: names of the active model's classes. sources: the old name of each new class, None for a new one.
 
     Raises:
         CheckpointError: the weights do not fit the configuration.
     """
     torch.manual_seed(cfg.SEED)
     network = build_network(cfg)
-    rows = [None if source is None else list(old).index(source) for source in sources]
-    load_weights(network, fit_classes(state, network.state_dict(), len(old), rows), source="the active model")
+    rows = [None if source is None else list(old_classes).index(source) for source in sources]
+    load_weights(network, fit_classes(state, network.state_dict(), len(old_classes), rows), source="the active model")
     suit_device(network, cfg)
     return network
 
@@ -268,7 +268,7 @@ _LAYERS = {
 
 
 def previous_names(
-    old: Sequence[str], new: Sequence[str], new_names: Mapping[str, str] | None = None
+    old_classes: Sequence[str], new_classes: Sequence[str], new_names: Mapping[str, str] | None = None
 ) -> tuple[str | None, ...]:
     """For each class to learn the old class whose rows it takes, None for a new class.
 
@@ -279,19 +279,20 @@ def previous_names(
         ValueError: a renaming from or to an unknown class, or two to the same.
     """
     new_names = dict(new_names or {})
-    if absent := [name for name in new_names if name not in old]:
+    if absent := [name for name in new_names if name not in old_classes]:
         raise ValueError(
-            f"cannot rename {', '.join(absent)}: the model's classes are {', '.join(old)}; correct the old name"
+            f"cannot rename {', '.join(absent)}: the model's classes are {', '.join(old_classes)}; correct the old name"
         )
-    if absent := [name for name in new_names.values() if name not in new]:
+    if absent := [name for name in new_names.values() if name not in new_classes]:
         raise ValueError(
-            f"cannot rename to {', '.join(absent)}: the classes to learn are {', '.join(new)}; correct the new name"
+            f"cannot rename to {', '.join(absent)}: the classes to learn are {', '.join(new_classes)}; "
+            "correct the new name"
         )
     if len(set(new_names.values())) < len(new_names):
         raise ValueError(f"two classes are renamed to the same one: {new_names}; rename only one of them")
-    sources = {after: before for before, after in new_names.items()}
-    unchanged_names = set(old) - set(new_names)
-    return tuple(sources.get(name, name if name in unchanged_names else None) for name in new)
+    sources = {new_name: old_name for old_name, new_name in new_names.items()}
+    unchanged_names = set(old_classes) - set(new_names)
+    return tuple(sources.get(name, name if name in unchanged_names else None) for name in new_classes)
 
 
 def fit_classes(
@@ -333,14 +334,16 @@ def _rows(tensor: Tensor, layout: tuple[int, int], old_count: int, sources: Sequ
     return torch.cat([class_rows.flatten(0, 1), tensor[len(tensor) - extra_rows :]])
 
 
-def describe(old: Sequence[str], new: Sequence[str], sources: Sequence[str | None]) -> str:
+def describe(old_classes: Sequence[str], new_classes: Sequence[str], sources: Sequence[str | None]) -> str:
     """Describe the kept, renamed, added and removed classes, in a line for the log."""
     kinds = {
-        "kept": [name for name, source in zip(new, sources, strict=True) if source == name],
+        "kept": [name for name, source in zip(new_classes, sources, strict=True) if source == name],
         "renamed": [
-            f"{source} to {name}" for name, source in zip(new, sources, strict=True) if source not in (None, name)
+            f"{source} to {name}"
+            for name, source in zip(new_classes, sources, strict=True)
+            if source not in (None, name)
         ],
-        "added": [name for name, source in zip(new, sources, strict=True) if source is None],
-        "removed": [name for name in old if name not in sources],
+        "added": [name for name, source in zip(new_classes, sources, strict=True) if source is None],
+        "removed": [name for name in old_classes if name not in sources],
     }
     return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)

@@ -21,7 +21,7 @@ from training.snapshots.format import Snapshot, decode_rle, open_snapshot
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A preset.
+    """A preset of how long and how strongly a finetuning learns.
 
     Attributes:
         epochs: over the snapshot's images (replayed ones come on top).
@@ -125,7 +125,7 @@ class FinetuneSettings:
 
 @dataclass(frozen=True, slots=True)
 class FinetuneData:
-    """Sets with equal classes.
+    """The sets that a finetuning learns from, all with the same classes.
 
     Attributes:
         sets: the new snapshot first. shares: of the samples, by set; together 1. names: for the record.
@@ -143,7 +143,7 @@ class FinetuneData:
 def finetune_data(
     snapshot: Path, replay: Sequence[Path], base_sets: Sequence[str], classes: Sequence[str], settings: FinetuneSettings
 ) -> FinetuneData:
-    """Open everything.
+    """Open all that a finetuning reads: the snapshot, the replayed ones and the base sets.
 
     An image is replayed with its newest annotations alone: what the new snapshot holds is left out of earlier ones.
 
@@ -155,7 +155,7 @@ def finetune_data(
         SnapshotError: a directory is no snapshot, or was changed.
         ValueError: an unknown base set.
     """
-    new = training_part(snapshot, settings.band_weight)
+    new_samples = training_part(snapshot, settings.band_weight)
     seen_hashes, earlier = _hashes(snapshot), []
     for directory in reversed(replay):
         samples = SnapshotSamples(directory, band_weight=settings.band_weight, without=seen_hashes)
@@ -164,18 +164,18 @@ def finetune_data(
             earlier.append(samples)
     base = [open_set(name) for name in base_sets]
     shares = _shares(earlier, base, settings)
-    every_set: list[SampleSet] = [new, *earlier, *base]
+    every_set: list[SampleSet] = [new_samples, *earlier, *base]
     return FinetuneData(
         tuple(relabel_samples(samples, classes, settings.renamed) for samples in every_set),
         shares,
-        (*(f"snapshot:{samples.snapshot.digest[:12]}" for samples in (new, *earlier)), *base_sets),
-        len(new),
-        tuple(samples.snapshot.digest for samples in (new, *earlier)),
+        (*(f"snapshot:{samples.snapshot.digest[:12]}" for samples in (new_samples, *earlier)), *base_sets),
+        len(new_samples),
+        tuple(samples.snapshot.digest for samples in (new_samples, *earlier)),
     )
 
 
 def _shares(earlier: Sequence[Any], base: Sequence[Any], settings: FinetuneSettings) -> tuple[float, ...]:
-    """Replay and base shares only where there is something to draw; within a kind by size."""
+    """Shares of the new snapshot, each replayed one and each base set; sets of a kind share by their size."""
     replayed = _split(settings.replay_share, earlier)
     based = _split(settings.base_share, base)
     positive_shares = [share for share in (*replayed, *based) if share > 0]
@@ -243,7 +243,9 @@ class SnapshotSamples(Sequence[WeightedSample]):
         self.class_names: tuple[str, ...] = self.snapshot.classes
         records = self.snapshot.coco(part)
         self._images: list[dict[str, Any]] = [image for image in records["images"] if image["sha256"] not in without]
-        self._class_of = {entry["id"]: self.class_names.index(entry["name"]) for entry in records["categories"]}
+        self._class_of = {
+            category["id"]: self.class_names.index(category["name"]) for category in records["categories"]
+        }
         self._objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self._images}
         for annotation in records["annotations"]:
             if annotation["image_id"] in self._objects:
@@ -261,14 +263,19 @@ class SnapshotSamples(Sequence[WeightedSample]):
         if size != stated:
             detail = f"the picture is {size[1]} x {size[0]}, its record says {stated[1]} x {stated[0]}; left out"
             raise self.problems.leave_out(path, f"image {image['id']}", "other size", detail)
-        masks = [decode_rle(entry["segmentation"]) for entry in objects]
-        bands = [decode_rle(band) if (band := entry.get("moved_band")) else np.zeros(size, bool) for entry in objects]
-        weights = [0.0 if entry.get("box_only") else float(entry.get("weight", 1.0)) for entry in objects]
+        masks = [decode_rle(annotation["segmentation"]) for annotation in objects]
+        bands = [
+            decode_rle(band) if (band := annotation.get("moved_band")) else np.zeros(size, bool)
+            for annotation in objects
+        ]
+        weights = [
+            0.0 if annotation.get("box_only") else float(annotation.get("weight", 1.0)) for annotation in objects
+        ]
         return WeightedSample(
             picture,
             np.array(masks, bool).reshape(-1, *size),
-            np.array([self._class_of[entry["category_id"]] for entry in objects], np.int64),
-            np.array([bool(entry.get("iscrowd", 0)) for entry in objects], bool),
+            np.array([self._class_of[annotation["category_id"]] for annotation in objects], np.int64),
+            np.array([bool(annotation.get("iscrowd", 0)) for annotation in objects], bool),
             int(image["id"]),
             np.array(weights, np.float32),
             np.array(bands, bool).reshape(-1, *size),

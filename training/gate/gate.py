@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 def judge(
     candidate: Path,
     incumbent: Path | None,
-    best: Path | None,
+    best_served: Path | None,
     holdout: Path | str,
     *,
     earlier: Sequence[Path] = (),
@@ -66,7 +66,7 @@ def judge(
 
     Args:
         incumbent: what serves now; None for a first version.
-        best: the best version that ever served; None if it is the incumbent or there is none.
+        best_served: the best version that ever served; None if it is the incumbent or there is none.
         holdout: snapshot directory whose hold-out decides.
         earlier: snapshot directories whose hold-outs must not be forgotten.
         detect: runs a checkpoint on pictures; by default our network on the CPU.
@@ -80,7 +80,7 @@ def judge(
     """
     rules = rules or GateRules()
     detect = detect or detect_with()
-    models = {"candidate": candidate, "incumbent": incumbent, "best": best}
+    models = {"candidate": candidate, "incumbent": incumbent, "best": best_served}
     holdout_set = open_holdout(Path(holdout))
     if folds is not None and folds.is_file() and holdout_set.annotated_images < rules.min_images:
         cross_validation = read_folds(folds, candidate, incumbent)
@@ -95,7 +95,9 @@ def judge(
         for role, result in results.items()
         if role != "candidate" and holdout_set.annotated_images
     }
-    ruling = decide(results, changes, rules, best=models_by_role["best"].version if "best" in models_by_role else None)
+    ruling = decide(
+        results, changes, rules, best_name=models_by_role["best"].version if "best" in models_by_role else None
+    )
     figures = {
         "rules": asdict(rules),
         "holdout": holdout_set.as_dict(),
@@ -183,12 +185,12 @@ def write_gate_report(
 
 def _card(verdict: Verdict, metadata: dict[str, Any], pictures: Sequence[str]) -> str:
     holdout = verdict.figures["holdout"]
-    before = verdict.figures["models"].get("incumbent")
+    incumbent = verdict.figures["models"].get("incumbent")
     lines = [
         f"# {metadata['version']}",
         "",
         f"Mask Transfiner, finetuned on corrections. Classes: {', '.join(metadata['classes'])}.",
-        f"It was compared with {before['version']}." if before else "Nothing served before it.",
+        f"It was compared with {incumbent['version']}." if incumbent else "Nothing served before it.",
         "",
         f"## Figures by {holdout['description']} ({holdout['objects']} objects)",
         "",

@@ -89,18 +89,18 @@ class DetectionCache:
 
     def on(self, directory: Path, samples: Sequence[Sample], keys: Sequence[str]) -> list[list[Detection]]:
         """Detections of a checkpoint on each sample; `keys` are the samples' content hashes."""
-        new = {key: index for index, key in enumerate(keys) if (directory, key) not in self._detections}
-        if new:
-            results = self._detect(directory, MadeSamples(list(new.values()), samples.__getitem__))
+        index_of_missing = {key: index for index, key in enumerate(keys) if (directory, key) not in self._detections}
+        if index_of_missing:
+            results = self._detect(directory, MadeSamples(list(index_of_missing.values()), samples.__getitem__))
             self._detections.update(
-                {(directory, key): detections for key, detections in zip(new, results, strict=True)}
+                {(directory, key): detections for key, detections in zip(index_of_missing, results, strict=True)}
             )
         return [self._detections[directory, key] for key in keys]
 
 
 @dataclass(frozen=True, slots=True)
 class Folds:
-    """Detections out of fold.
+    """Out-of-fold detections of a cross-validation.
 
     Attributes:
         count: of the folds.
@@ -128,7 +128,7 @@ class Folds:
 
 
 def read_folds(file: Path, candidate: Path, incumbent: Path | None) -> Folds:
-    """Read the file that a training wrote.
+    """Read the out-of-fold detections that a training wrote into a file.
 
     Raises:
         FileNotFoundError: there is none.
@@ -291,7 +291,7 @@ class HoldoutResult:
     def _figures_of(self, values: np.ndarray) -> dict[str, float]:
         present = values[~np.isnan(values).any(1)]  # classes with truth x T
         columns = {"AP": present, "AP50": present[:, IOU50], "AP75": present[:, IOU75]}
-        figures = {name: float(part.mean()) if part.size else float("nan") for name, part in columns.items()}
+        figures = {name: float(column.mean()) if column.size else float("nan") for name, column in columns.items()}
         per_class = zip(self.holdout.classes, values, strict=True)
         return figures | {f"AP/{name}": float(row.mean()) for name, row in per_class}
 

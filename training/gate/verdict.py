@@ -121,16 +121,16 @@ class Change:
 Changes = dict[str, dict[str, Change]]
 
 
-def bootstrap_changes(candidate: HoldoutResult, other: HoldoutResult, rules: GateRules) -> Changes:
+def bootstrap_changes(candidate: HoldoutResult, opponent: HoldoutResult, rules: GateRules) -> Changes:
     """Changes from the other model to the candidate, both measured on the same hold-out."""
     images = len(candidate.holdout.keys)
     weights = image_weights(images, rules.resamples, rules.seed)  # the hold-out itself first
     tail = tail_share(rules.confidence, candidate.holdout.annotated_images)
-    is_shared = [name in candidate.known_classes & other.known_classes for name in candidate.holdout.classes]
+    is_shared = [name in candidate.known_classes & opponent.known_classes for name in candidate.holdout.classes]
     return {
         kind: _changes(
             candidate.average_precision(kind, weights).mean(2),
-            other.average_precision(kind, weights).mean(2),
+            opponent.average_precision(kind, weights).mean(2),
             candidate.holdout.classes,
             np.array(is_shared, bool),
             tail,
@@ -172,17 +172,17 @@ def _changes(
     if is_shared.any() and not is_shared.all():
         columns[SHARED] = (_mean(ours[:, is_shared]), _mean(theirs[:, is_shared]))
     columns |= {f"AP/{name}": (ours[:, place], theirs[:, place]) for place, name in enumerate(classes)}
-    changes = {name: _change(ours - other, tail) for name, (ours, other) in columns.items()}
+    changes = {name: _change(scores - opponent, tail) for name, (scores, opponent) in columns.items()}
     return {name: change for name, change in changes.items() if change is not None}
 
 
 def _change(differences: np.ndarray, tail: float) -> Change | None:
     """Change and interval from (1 + B,) differences; NaN resamples are dropped, None where the hold-out's is NaN."""
-    first, resampled = differences[0], differences[1:][~np.isnan(differences[1:])]
-    if np.isnan(first) or not len(resampled):
+    holdout_change, resampled = differences[0], differences[1:][~np.isnan(differences[1:])]
+    if np.isnan(holdout_change) or not len(resampled):
         return None
     low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Change(float(first), float(low), float(high))
+    return Change(float(holdout_change), float(low), float(high))
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -193,8 +193,10 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def changes_as_dict(changes: Changes) -> dict[str, Any]:
-    """Plain types, for JSON."""
-    return {kind: {name: asdict(change) for name, change in part.items()} for kind, part in changes.items()}
+    """Changes as plain types, for JSON."""
+    return {
+        kind: {name: asdict(change) for name, change in kind_changes.items()} for kind, kind_changes in changes.items()
+    }
 
 
 class HoldoutFacts(TypedDict):
@@ -266,7 +268,7 @@ class Verdict:
         return {"mask_ap": candidate["mask"]["AP"], "boundary_ap": candidate["boundary"]["AP"]}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
+        """The verdict as plain types, for JSON."""
         return {
             "promote": self.promote,
             "reasons": list(self.reasons),
@@ -336,13 +338,13 @@ def describe_change(change: Change, rules: GateRules) -> str:
 
 
 def decide(
-    results: Mapping[str, HoldoutResult], changes: Mapping[str, Changes], rules: GateRules, best: str | None
+    results: Mapping[str, HoldoutResult], changes: Mapping[str, Changes], rules: GateRules, best_name: str | None
 ) -> Ruling:
     """Apply the rules to the models' results on the hold-out.
 
     Args:
         results: by role: candidate, incumbent, best. changes: from the others to the candidate, by their role.
-        best: name of the best version; None where there is none.
+        best_name: name of the best version; None where there is none.
     """
     ruling, candidate = Ruling(), results["candidate"]
     holdout = candidate.holdout
@@ -365,8 +367,8 @@ def decide(
     else:
         rule_better(ruling, changes["incumbent"], rules)
         rule_classes(ruling, changes["incumbent"], holdout, rules)
-    if best is not None and "best" in changes:
-        rule_best(ruling, changes["best"], best, rules)
+    if best_name is not None and "best" in changes:
+        rule_best(ruling, changes["best"], best_name, rules)
     return ruling
 
 

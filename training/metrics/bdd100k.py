@@ -59,14 +59,14 @@ def parsed(bitmask: np.ndarray, order: Sequence[int] | None = None) -> tuple[Bit
     if bitmask.ndim != 3 or bitmask.shape[2] != 4 or bitmask.dtype != np.uint8:
         raise ValueError(f"a bitmask is an 8-bit RGBA image, this has shape {bitmask.shape}, {bitmask.dtype}")
     raw = (bitmask[..., 2].astype(np.int64) << 8) + bitmask[..., 3]
-    raw_numbers, first, areas = np.unique(raw, return_index=True, return_counts=True)
+    raw_numbers, first_pixels, areas = np.unique(raw, return_index=True, return_counts=True)
     instance_numbers = np.array(
         [number for number in (raw_numbers if order is None else order) if number and number in raw_numbers], np.int64
     )
     places = np.searchsorted(raw_numbers, instance_numbers)
     table = np.zeros(int(raw_numbers[-1]) + 1, np.int64)
     table[instance_numbers] = np.arange(1, len(instance_numbers) + 1)
-    category, attributes = (bitmask[..., layer].reshape(-1)[first[places]].astype(int) for layer in (0, 1))
+    category, attributes = (bitmask[..., layer].reshape(-1)[first_pixels[places]].astype(int) for layer in (0, 1))
     numbers = table[raw]
     for layer, values in ((0, category), (1, attributes)):
         is_mixed = (bitmask[..., layer] != np.append(0, values)[numbers]) & (numbers > 0)
@@ -115,9 +115,9 @@ class Bdd100kEvaluation:
             )
         )
 
-    def join(self, other: Bdd100kEvaluation) -> None:
+    def join(self, evaluation: Bdd100kEvaluation) -> None:
         """Add the images of another evaluation."""
-        self._images += other._images
+        self._images += evaluation._images
 
     def numbers(self) -> dict[str, float]:
         """COCO's 12 numbers and ``AP/<class>``: fractions, NaN where there is no truth."""
@@ -166,13 +166,13 @@ def _matched(truth: Objects, detections: Objects, iou: np.ndarray, crowd: np.nda
         for level, threshold in enumerate(IOU_THRESHOLDS):
             free_iou = iou[np.ix_(rows, columns)].copy()
             for row, index in enumerate(rows):
-                best = int(np.argmax(free_iou[row]))
-                if free_iou[row, best] < threshold:
+                best_column = int(np.argmax(free_iou[row]))
+                if free_iou[row, best_column] < threshold:
                     continue
                 result.matched[:, level, index] = True
-                result.ignored[:, level, index] = is_ignored[:, columns[best]]
-                if not crowd[columns[best]]:
-                    free_iou[:, best] = 0
+                result.ignored[:, level, index] = is_ignored[:, columns[best_column]]
+                if not crowd[columns[best_column]]:
+                    free_iou[:, best_column] = 0
     result.ignored[:] |= ~result.matched & detections.outside_px()[:, None]
     return result
 
@@ -211,8 +211,8 @@ def bdd100k_ap(
             raise RecordError(f"{source}: has nothing for {path.name}; expected every image of {truths}")
     evaluation = Bdd100kEvaluation()
     inputs = [(path, bitmasks[path.name], scores[path.name]) for path in images]
-    for part in map_images_in_processes(_evaluated, inputs, (), processes, progress):
-        evaluation.join(part)
+    for image_evaluation in map_images_in_processes(_evaluated, inputs, (), processes, progress):
+        evaluation.join(image_evaluation)
     return evaluation.numbers(), len(images), sum(len(image_scores) for _, _, image_scores in inputs)
 
 

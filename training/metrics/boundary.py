@@ -52,9 +52,9 @@ class Runs:
 
 
 def in_chunks(counts: Sequence[bytes]) -> Iterator[tuple[int, Runs]]:
-    """(index of its first mask, its runs) for chunks of masks."""
-    for first in range(0, len(counts), _CHUNK):
-        yield first, unpack(counts[first : first + _CHUNK])
+    """Unpack masks in chunks: yields the index of a chunk's first mask and the runs of its masks."""
+    for first_mask in range(0, len(counts), _CHUNK):
+        yield first_mask, unpack(counts[first_mask : first_mask + _CHUNK])
 
 
 def unpack(counts: Sequence[bytes]) -> Runs:
@@ -62,10 +62,10 @@ def unpack(counts: Sequence[bytes]) -> Runs:
     sizes = np.array([len(run_lengths) for run_lengths in counts], np.int64)
     text = np.frombuffer(b"".join(counts), np.uint8).astype(np.int64) - 48
     mask_ends = np.cumsum(sizes)
-    last = (text & 32) == 0
+    is_last = (text & 32) == 0
     if len(text):
-        last[mask_ends[sizes > 0] - 1] = True  # a number that its mask's end cuts off ends there
-    value_ends = np.flatnonzero(last) + 1
+        is_last[mask_ends[sizes > 0] - 1] = True  # a number that its mask's end cuts off ends there
+    value_ends = np.flatnonzero(is_last) + 1
     value_starts = np.concatenate(([0], value_ends[:-1])) if len(value_ends) else value_ends
     values = _numbers(text, value_starts, value_ends)
     starts = np.searchsorted(value_starts, np.concatenate(([0], mask_ends)))
@@ -95,9 +95,9 @@ def _undo_differences(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
         if not len(indices):
             continue
         sums = np.cumsum(values[indices])
-        first = place[indices] == (1 if parity else 2)
-        before = (sums - values[indices])[first]
-        lengths[indices] = sums - before[np.cumsum(first) - 1]
+        is_first = place[indices] == (1 if parity else 2)
+        earlier_sums = (sums - values[indices])[is_first]
+        lengths[indices] = sums - earlier_sums[np.cumsum(is_first) - 1]
     return lengths
 
 
@@ -122,23 +122,23 @@ def crop(lengths: np.ndarray, height: int, columns: slice, rows: slice) -> np.nd
 def well_formed(counts: Sequence[bytes], pixels: np.ndarray) -> np.ndarray:
     """bool N: whether each compressed mask can be read and describes exactly `pixels[n]` pixels."""
     good = np.ones(len(counts), bool)
-    for first, runs in in_chunks(counts):
-        part = slice(first, first + len(runs))
+    for first_mask, runs in in_chunks(counts):
+        part = slice(first_mask, first_mask + len(runs))
         sizes = np.array([len(run_lengths) for run_lengths in counts[part]], np.int64)
         text = np.frombuffer(b"".join(counts[part]), np.uint8)
-        is_bad, more = (text < 48) | (text > 111), ((text - 48) & 32) != 0
-        last = np.cumsum(sizes)[sizes > 0] - 1
-        is_bad[last] |= more[last]  # a number that its mask's end cuts off
-        more[last] = False
+        is_bad, has_more = (text < 48) | (text > 111), ((text - 48) & 32) != 0
+        last_characters = np.cumsum(sizes)[sizes > 0] - 1
+        is_bad[last_characters] |= has_more[last_characters]  # a number that its mask's end cuts off
+        has_more[last_characters] = False
         if len(text):
-            is_bad |= np.convolve(more, np.ones(_MOST_GROUPS, int))[: len(text)] == _MOST_GROUPS
+            is_bad |= np.convolve(has_more, np.ones(_MOST_GROUPS, int))[: len(text)] == _MOST_GROUPS
         good[part] = fits(runs, pixels[part])
-        good[first + np.repeat(np.arange(len(runs)), sizes)[is_bad]] = False
+        good[first_mask + np.repeat(np.arange(len(runs)), sizes)[is_bad]] = False
     return good
 
 
 def boundary_width_px(height: int, width: int, ratio: float = 0.02) -> int:
-    """d in pixels for an image of this size (round half to even, at least 1)."""
+    """Width of the boundary in pixels for an image of this size (round half to even, at least 1)."""
     return max(1, round(ratio * math.sqrt(height * height + width * width)))
 
 
@@ -199,26 +199,28 @@ def _bands(objects: Objects, indices: np.ndarray, ratio: float) -> dict[int, _Ba
     masks = [objects.masks[index] for index in indices]
     boxes = tight_boxes(masks).astype(int)
     bands: dict[int, _Band] = {}
-    for first, runs in in_chunks([mask["counts"] for mask in masks]):
+    for first_mask, runs in in_chunks([mask["counts"] for mask in masks]):
         for place in range(len(runs)):
-            height, width = masks[first + place]["size"]
-            left, top, columns, rows = boxes[first + place].tolist()
+            height, width = masks[first_mask + place]["size"]
+            left, top, columns, rows = boxes[first_mask + place].tolist()
             cut = crop(runs[place], height, slice(left, left + columns), slice(top, top + rows))
             pixels = band(cut, boundary_width_px(height, width, ratio))
-            bands[int(indices[first + place])] = _Band(pixels, left, top, int(np.count_nonzero(pixels)))
+            bands[int(indices[first_mask + place])] = _Band(pixels, left, top, int(np.count_nonzero(pixels)))
     return bands
 
 
-def _band_iou(band: _Band, other: _Band) -> float:
-    left, top = max(band.left, other.left), max(band.top, other.top)
-    right = min(band.left + band.pixels.shape[0], other.left + other.pixels.shape[0])
-    bottom = min(band.top + band.pixels.shape[1], other.top + other.pixels.shape[1])
+def _band_iou(band: _Band, other_band: _Band) -> float:
+    left, top = max(band.left, other_band.left), max(band.top, other_band.top)
+    right = min(band.left + band.pixels.shape[0], other_band.left + other_band.pixels.shape[0])
+    bottom = min(band.top + band.pixels.shape[1], other_band.top + other_band.pixels.shape[1])
     if right <= left or bottom <= top:
         return 0.0
     ours = band.pixels[left - band.left : right - band.left, top - band.top : bottom - band.top]
-    theirs = other.pixels[left - other.left : right - other.left, top - other.top : bottom - other.top]
+    theirs = other_band.pixels[
+        left - other_band.left : right - other_band.left, top - other_band.top : bottom - other_band.top
+    ]
     shared_px = int(np.count_nonzero(ours & theirs))
-    return shared_px / (band.area_px + other.area_px - shared_px)
+    return shared_px / (band.area_px + other_band.area_px - shared_px)
 
 
 Window = tuple[slice, slice]
@@ -314,8 +316,10 @@ def outline_corners(mask_hw: np.ndarray) -> np.ndarray:
     Outside of the mask is empty.
     """
     padded = np.pad(mask_hw, 1)
-    here, right, below, across = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
-    result: np.ndarray = (here | right | below | across) & ~(here & right & below & across)
+    top_left, top_right, bottom_left, bottom_right = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    is_touched = top_left | top_right | bottom_left | bottom_right
+    is_inside = top_left & top_right & bottom_left & bottom_right
+    result: np.ndarray = is_touched & ~is_inside
     return result
 
 

@@ -91,12 +91,12 @@ class CityscapesEvaluation:
                 overlaps = self._overlaps(instance_ids, band, mask, label, areas, band_areas)
                 self._detections[label].append(_record(overlaps, truths, areas, instance_ids[mask], float(score)))
 
-    def join(self, other: CityscapesEvaluation) -> None:
+    def join(self, evaluation: CityscapesEvaluation) -> None:
         """Add the images of another evaluation."""
-        self.detection_count += other.detection_count
+        self.detection_count += evaluation.detection_count
         for label in self._truths:
-            self._truths[label] += other._truths[label]
-            self._detections[label] += other._detections[label]
+            self._truths[label] += evaluation._truths[label]
+            self._detections[label] += evaluation._detections[label]
 
     def _band(self, instance_ids: np.ndarray, truths: dict[int, _Truth]) -> np.ndarray:
         """The boundaries of all truths, -1 elsewhere."""
@@ -171,8 +171,8 @@ def _record(
     for truth, shared_px, overlap in overlaps:
         truths[truth].overlaps.append((score, overlap))
         ignored_px += shared_px * ((truth < 1000) + (areas[truth] < LEAST_PX))
-    best = max((overlap for _, _, overlap in overlaps), default=-1.0)
-    return _Detection(score, best, ignored_px / len(ids_under_mask))
+    best_overlap = max((overlap for _, _, overlap in overlaps), default=-1.0)
+    return _Detection(score, best_overlap, ignored_px / len(ids_under_mask))
 
 
 def _integrated(right: np.ndarray, wrong: np.ndarray, missed_count: int) -> float:
@@ -227,8 +227,8 @@ def cityscapes_ap(
     texts = sorted(results.rglob("*.txt"))
     evaluation = CityscapesEvaluation(kind, ratio)
     pairs = [(path, _prediction_of(path, texts, results)) for path in images]
-    for part in map_images_in_processes(_evaluated, pairs, (results, kind, ratio), processes, progress):
-        evaluation.join(part)
+    for image_evaluation in map_images_in_processes(_evaluated, pairs, (results, kind, ratio), processes, progress):
+        evaluation.join(image_evaluation)
     return evaluation.numbers(), len(images), evaluation.detection_count
 
 

@@ -67,7 +67,7 @@ def coco_ap(
     """
     masks = kind != "bbox"
     truth = in_coco_order(truth_objects(dataset, masks=masks))
-    results = in_coco_order(detection_objects(dataset, detections, masks=masks, mask_areas=mask_areas), most=_MOST[-1])
+    results = in_coco_order(detection_objects(dataset, detections, masks=masks, mask_areas=mask_areas), limit=_MOST[-1])
     names = category_names(dataset)
     pairs = iou_pairs(truth, results, kind, ratio, processes=processes, progress=progress)
     outcome = curves(truth, results, match_detections(truth, results, pairs), len(names), _MOST)
@@ -174,12 +174,12 @@ def category_names(dataset: Record) -> list[str]:
     ]
 
 
-def in_coco_order(detections: Objects, *, most: int | None = None) -> Objects:
-    """Sorted by category, image and falling score (stable), at most `most` of each category on each image."""
+def in_coco_order(detections: Objects, *, limit: int | None = None) -> Objects:
+    """Sorted by category, image and falling score (stable), at most `limit` of each category on each image."""
     sorted_detections = detections[np.lexsort((-detections.score, detections.image, detections.category))]
-    if most is None:
+    if limit is None:
         return sorted_detections
-    return sorted_detections[rank(sorted_detections) < most]
+    return sorted_detections[rank(sorted_detections) < limit]
 
 
 IouKind = Literal["segm", "bbox", "boundary"]
@@ -342,7 +342,7 @@ def ranked_matches(
 ) -> list[RankedMatches]:
     """Match COCO results to a COCO dataset by masks, or by boundaries of that ratio; one entry a category, by id."""
     truth = in_coco_order(truth_objects(dataset, masks=True))
-    results = in_coco_order(detection_objects(dataset, detections, masks=True), most=_MOST[-1])
+    results = in_coco_order(detection_objects(dataset, detections, masks=True), limit=_MOST[-1])
     pairs = overlapping_pairs(truth, results, boxes=False)
     if boundary:
         pairs = with_boundaries(pairs, truth, results, ratio)

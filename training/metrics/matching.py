@@ -84,8 +84,8 @@ def tight_boxes(masks: Sequence[dict[str, Any]]) -> np.ndarray:
 def rank(detections: Objects) -> np.ndarray:
     """Place of each object within its image and category; the objects are sorted by both."""
     key = np.stack((detections.category, detections.image))
-    first = np.flatnonzero(np.concatenate(([True], (key[:, 1:] != key[:, :-1]).any(0)))[: len(detections)])
-    return np.arange(len(detections)) - np.repeat(first, np.diff(np.concatenate((first, [len(detections)]))))
+    starts = np.flatnonzero(np.concatenate(([True], (key[:, 1:] != key[:, :-1]).any(0)))[: len(detections)])
+    return np.arange(len(detections)) - np.repeat(starts, np.diff(np.concatenate((starts, [len(detections)]))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +114,19 @@ def overlapping_pairs(truth: Objects, detections: Objects, *, boxes: bool) -> Pa
     _, ours, theirs = np.intersect1d(keys, truth_keys, assume_unique=True, return_indices=True)
     parts = []
     for our_part, their_part in zip(ours, theirs, strict=True):
-        first, first_truth = starts[our_part], truth_starts[their_part]
+        first_detection, first_truth = starts[our_part], truth_starts[their_part]
         iou = _iou(
             truth,
             detections,
             slice(first_truth, truth_starts[their_part + 1]),
-            slice(first, starts[our_part + 1]),
+            slice(first_detection, starts[our_part + 1]),
             boxes,
         )
-        near, near_truth = np.nonzero(iou >= IOU_THRESHOLDS[0])
-        if len(near):
-            parts.append((near + first, near_truth + first_truth, iou[near, near_truth]))
+        near_detections, near_truths = np.nonzero(iou >= IOU_THRESHOLDS[0])
+        if len(near_detections):
+            parts.append(
+                (near_detections + first_detection, near_truths + first_truth, iou[near_detections, near_truths])
+            )
     if not parts:
         return Pairs(np.zeros(0, int), np.zeros(0, int), np.zeros(0))
     return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -139,7 +141,7 @@ def _iou(truth: Objects, detections: Objects, truth_part: slice, detection_part:
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """bool A x T x N each: which detections matched, and which do not count."""
+    """Which detections matched, and which do not count: bool A x T x N each."""
 
     matched: np.ndarray
     ignored: np.ndarray
@@ -179,9 +181,9 @@ def _match_in_order(
         candidates = truth[start:stop]
         hit = (iou[start:stop] >= IOU_THRESHOLDS[:, None])[None]  # 1 x T x C
         is_free = hit & ~(is_taken[:, :, candidates] & ~crowd[candidates])
-        best, counts = _best(is_free, is_ignored[:, candidates])
-        area, threshold = np.nonzero(best >= 0)
-        winner = candidates[best[area, threshold]]
+        best_candidate, counts = _best(is_free, is_ignored[:, candidates])
+        area, threshold = np.nonzero(best_candidate >= 0)
+        winner = candidates[best_candidate[area, threshold]]
         is_taken[area, threshold, winner] = True
         result.matched[area, threshold, detection[start]] = True
         result.ignored[area, threshold, detection[start]] = ~counts[area, threshold]
@@ -200,18 +202,18 @@ _TINY = np.spacing(1)
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """precision: T x R x K x A; recall: T x K x A x M, for each number M of detections an image. NaN: no truth."""
+    """Precision T x R x K x A, and recall T x K x A x M at M numbers of detections an image; NaN without truth."""
 
     precision: np.ndarray
     recall: np.ndarray
 
 
-def curves(truth: Objects, detections: Objects, matches: Matches, categories: int, most: Sequence[int]) -> Curves:
+def curves(truth: Objects, detections: Objects, matches: Matches, categories: int, limits: Sequence[int]) -> Curves:
     """Precision and recall of matched detections sorted by category, image and falling score."""
     is_required = ~(truth.outside_px() | truth.ignore | truth.crowd)  # A x N
     thresholds, areas = len(IOU_THRESHOLDS), len(is_required)
     precision = np.full((thresholds, len(RECALL_THRESHOLDS), categories, areas), np.nan)
-    recall = np.full((thresholds, categories, areas, len(most)), np.nan)
+    recall = np.full((thresholds, categories, areas, len(limits)), np.nan)
     place = rank(detections)
     starts = np.searchsorted(detections.category, np.arange(categories + 1))
     for category in np.unique(truth.category):
@@ -223,7 +225,7 @@ def curves(truth: Objects, detections: Objects, matches: Matches, categories: in
         for area in np.flatnonzero(truth_counts):
             right, wrong = hit[area] & is_counted[area], ~hit[area] & is_counted[area]
             precision[:, :, category, area] = _precision(right, wrong, truth_counts[area])
-            for column, limit in enumerate(most):
+            for column, limit in enumerate(limits):
                 recall[:, category, area, column] = right[:, place[order] < limit].sum(1) / truth_counts[area]
     return Curves(precision, recall)
 
@@ -253,7 +255,7 @@ def precisions(result: Curves, names: Sequence[str]) -> dict[str, float]:
     return values | {f"AP/{name}": mean(overall[:, :, index]) for index, name in enumerate(names)}
 
 
-def recalls(result: Curves, most: Sequence[int]) -> dict[str, float]:
+def recalls(result: Curves, limits: Sequence[int]) -> dict[str, float]:
     """AR at each number of detections an image, then ARs, ARm, ARl at the last of them."""
-    values = {f"AR{limit}": mean(result.recall[:, :, 0, column]) for column, limit in enumerate(most)}
+    values = {f"AR{limit}": mean(result.recall[:, :, 0, column]) for column, limit in enumerate(limits)}
     return values | {f"AR{name}": mean(result.recall[:, :, area, -1]) for area, name in enumerate(AREA_NAMES) if area}

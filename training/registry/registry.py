@@ -274,7 +274,7 @@ class Registry:
                 # The record goes first, so that no reader finds half a version. The claim goes last: an interrupted
                 # removal looks like an unfinished publication, and is removed next time.
                 self.storage.remove(f"{folder}/{_VERSION_RECORD_FILE}")
-                self.storage.remove_folder(folder, last=CLAIM_FILE)
+                self.storage.remove_folder(folder, last_file=CLAIM_FILE)
         return removable_names
 
     def unfinished(self, project: str, at: datetime) -> list[str]:
@@ -335,11 +335,11 @@ class Registry:
         )
 
     def _swap(self, project: str, change: Callable[[Pointer], Pointer]) -> Pointer:
-        before = self.pointer(project)
-        after = change(before)
-        if after != before:
-            self.storage.write_json(f"{project}/{_POINTER_FILE}", asdict(after))
-        return after
+        old_pointer = self.pointer(project)
+        new_pointer = change(old_pointer)
+        if new_pointer != old_pointer:
+            self.storage.write_json(f"{project}/{_POINTER_FILE}", asdict(new_pointer))
+        return new_pointer
 
     def _locked(self, project: str) -> AbstractContextManager[None]:
         return exclusively(self.storage, f"{checked_name('project', project)}/{_LOCK_FILE}")

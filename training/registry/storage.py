@@ -119,8 +119,8 @@ class Storage:
         except (FileNotFoundError, NotADirectoryError):
             return []
         paths = {str(path).rstrip("/") for path in names}
-        own = self.path(folder).strip("/")  # buckets list a folder's own entry, too
-        names = {path.rpartition("/")[2] for path in paths if path.strip("/") != own}
+        own_path = self.path(folder).strip("/")  # buckets list a folder's own entry, too
+        names = {path.rpartition("/")[2] for path in paths if path.strip("/") != own_path}
         return sorted(name for name in names if name and not name.startswith("."))
 
     def write(self, name: str, content: bytes | Path) -> None:
@@ -150,7 +150,7 @@ class Storage:
         return True
 
     def get(self, name: str, target: Path) -> None:
-        """Copy a file from here to a local path.
+        """Copy a file of the storage to a local path.
 
         Raises:
             FileNotFoundError: it is not here.
@@ -163,10 +163,10 @@ class Storage:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm(self.path(name), recursive=True)
 
-    def remove_folder(self, folder: str, *, last: str) -> None:
-        """Remove a folder, its file `last` after all others, so that an interrupted removal leaves it."""
+    def remove_folder(self, folder: str, *, last_file: str) -> None:
+        """Remove a folder, its file `last_file` after all others, so that an interrupted removal leaves it."""
         for path in self.fs.find(self.path(folder)):
-            if not str(path).endswith(f"/{last}"):
+            if not str(path).endswith(f"/{last_file}"):
                 self.fs.rm_file(path)
         self.remove(folder)
 

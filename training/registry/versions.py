@@ -97,12 +97,12 @@ class Pointer:
         """The pointer after a promotion; unchanged if that version serves already."""
         if version == self.version:
             return self
-        before = ({"version": self.version, "at": self.at},) if self.version else ()
+        earlier_entry = ({"version": self.version, "at": self.at},) if self.version else ()
         return replace(
             self,
             version=version,
             at=at,
-            history=self.history + before,
+            history=self.history + earlier_entry,
             retired=tuple(name for name in self.retired if name != version),
             events=self._with_event("promote", version, at),
         )
@@ -118,15 +118,15 @@ class Pointer:
                 f"there is nothing to roll back to: {self.version or 'no version'} is active and none served before; "
                 "promote a version by name instead"
             )
-        *earlier, last = self.history
-        serves_again = any(entry["version"] == self.version for entry in earlier)
+        *earlier_entries, last_entry = self.history
+        serves_again = any(entry["version"] == self.version for entry in earlier_entries)
         return replace(
             self,
-            version=last["version"],
+            version=last_entry["version"],
             at=at,
-            history=tuple(earlier),
+            history=tuple(earlier_entries),
             retired=self.retired if serves_again else (*self.retired, self.version),
-            events=self._with_event("rollback", last["version"], at),
+            events=self._with_event("rollback", last_entry["version"], at),
         )
 
     def in_service(self) -> set[str]:
@@ -168,7 +168,7 @@ def parse_pointer(value: dict[str, Any] | None, source: str) -> Pointer:
         ) from error
 
 
-def removable(versions: Sequence[VersionInfo], pointer: Pointer, best: str | None, keep: int) -> list[str]:
+def removable(versions: Sequence[VersionInfo], pointer: Pointer, best_name: str | None, keep: int) -> list[str]:
     """Names of versions that may be removed, oldest first.
 
     Kept are the active one, all a rollback can reach, the best ever, everything those were finetuned from, and the
@@ -176,7 +176,7 @@ def removable(versions: Sequence[VersionInfo], pointer: Pointer, best: str | Non
     """
     by_name = {version.name: version for version in versions}
     needed_names: set[str] = set()
-    queue = [*pointer.in_service(), *([best] if best else [])]
+    queue = [*pointer.in_service(), *([best_name] if best_name else [])]
     while queue:
         name = queue.pop()
         if name in by_name and name not in needed_names:

@@ -76,12 +76,12 @@ class EffortModel:
 
     @property
     def is_useful(self) -> bool:
-        """Whether it orders images better than the score by certainty, and certainly better than chance."""
+        """Whether the model orders images better than the score by certainty, and certainly better than chance."""
         return self.rank_correlation > max(self.baseline, chance_correlation(self.images))
 
     @property
     def verdict(self) -> str:
-        """Say whether tasks are ordered by it, and why."""
+        """Say whether tasks are ordered by the model, and why."""
         figures = (
             f"rank correlation with the edits of {self.images} images: {self.rank_correlation:+.2f} when left out of "
             f"the fit, the score by certainty {self.baseline:+.2f}, chance up to {chance_correlation(self.images):+.2f}"
@@ -226,7 +226,7 @@ def _object_features(instance: Instance, everything: Sequence[Instance]) -> dict
         "uncertain_outline": vertices * _unit(instance.uncertainty),
         "box": 1 - _box_iou(instance.box_xyxy, mask_box),
         "class": max(
-            (_box_iou(instance.box_xyxy, other.box_xyxy) for other in everything if other.label != instance.label),
+            (_box_iou(instance.box_xyxy, rival.box_xyxy) for rival in everything if rival.label != instance.label),
             default=0.0,
         ),
         "nodes": nodes / 100,
@@ -248,12 +248,16 @@ def _outline(instance: Instance) -> tuple[Sequence[float], int]:
     return box, outline_length(window)
 
 
-def _box_iou(box: Sequence[float], other: Sequence[float]) -> float:
+def _box_iou(box: Sequence[float], other_box: Sequence[float]) -> float:
     """IoU of two boxes in x, y, x, y; 0 for boxes that are not numbers."""
-    width = min(box[2], other[2]) - max(box[0], other[0])
-    height = min(box[3], other[3]) - max(box[1], other[1])
+    width = min(box[2], other_box[2]) - max(box[0], other_box[0])
+    height = min(box[3], other_box[3]) - max(box[1], other_box[1])
     intersection = max(width, 0.0) * max(height, 0.0)
-    union = (box[2] - box[0]) * (box[3] - box[1]) + (other[2] - other[0]) * (other[3] - other[1]) - intersection
+    union = (
+        (box[2] - box[0]) * (box[3] - box[1])
+        + (other_box[2] - other_box[0]) * (other_box[3] - other_box[1])
+        - intersection
+    )
     return intersection / union if intersection > 0 and union > 0 else 0.0
 
 

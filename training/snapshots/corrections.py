@@ -134,7 +134,7 @@ def find_corrections(
 
 
 def match_objects(predicted: Sequence[Drawn], annotated: Sequence[Drawn]) -> dict[int, int]:
-    """Match annotated to predicted objects by number, by region id first and by IoU second."""
+    """Match annotated to predicted objects, by region id first and by IoU second; objects are given by number."""
     partner: dict[int, int] = {}
     id_matches = [
         (-len(shared_ids), number, origin)
@@ -354,16 +354,16 @@ def _figures(rows: Sequence[tuple[Json, float, bool]]) -> Json:
     }
 
 
-def _image_figures(entries: Sequence[Json]) -> Json:
-    times_s = [entry["seconds"] for entry in entries if entry["seconds"] is not None]
-    shown_images = [entry for entry in entries if entry["shown"]]
+def _image_figures(images: Sequence[Json]) -> Json:
+    times_s = [image["seconds"] for image in images if image["seconds"] is not None]
+    shown_images = [image for image in images if image["shown"]]
     return {
-        "images": len(entries),
+        "images": len(images),
         "images_shown": len(shown_images),
-        "images_untouched": sum(entry["cost"] == 0 for entry in shown_images),
+        "images_untouched": sum(image["cost"] == 0 for image in shown_images),
         "images_timed": len(times_s),
         "median_seconds": statistics.median(times_s) if times_s else None,
-        "median_cost": statistics.median(entry["cost"] for entry in entries) if entries else None,
+        "median_cost": statistics.median(image["cost"] for image in images) if images else None,
     }
 
 
@@ -397,8 +397,8 @@ def _reasons(left_out: Sequence[Mapping[str, Any]]) -> list[str]:
         places_of_reason.setdefault(region["reason"], []).append(place)
     lines = ["", f"## Left out: {len(left_out)}", ""]
     for reason, places in sorted(places_of_reason.items(), key=lambda item: -len(item[1])):
-        more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-        lines.append(f"- {len(places)} x {reason}: {', '.join(places[:5])}{more}")
+        remainder_text = f" and {len(places) - 5} more" if len(places) > 5 else ""
+        lines.append(f"- {len(places)} x {reason}: {', '.join(places[:5])}{remainder_text}")
     return lines
 
 

@@ -44,5 +44,5 @@ def what_is_missing(counts: Mapping[str, Any]) -> str:
     if train and holdout:
         return ""
     lacking = "to judge by" if train else "to train on"
-    more = max(1, LEAST_IMAGES - images)
-    return f"{images} annotated image(s) leave none {lacking}; annotate {more} more"
+    missing_images = max(1, LEAST_IMAGES - images)
+    return f"{images} annotated image(s) leave none {lacking}; annotate {missing_images} more"

@@ -83,7 +83,7 @@ class BoxFile:
     def boxes(self, file: Path, number: int) -> list[DetectedBox]:
         """The boxes of an image, the best score first."""
         path = _key(file.as_posix())
-        ends = [path, *(path.split("/", n)[-1] for n in range(1, path.count("/") + 1))]
+        ends = [path, *(path.split("/", depth)[-1] for depth in range(1, path.count("/") + 1))]
         same_name = self._of_name.get(file.name, [])
         keys = [*ends, *(same_name if len(same_name) == 1 else ()), file.stem, _key(self._image_id_of(file, number))]
         key = next((key for key in keys if key in self._of_image), "")
@@ -148,7 +148,7 @@ GOLDEN_TURN = 0.61803399
 def draw_overlay(image_rgb: np.ndarray, instances: Sequence[Instance]) -> Image.Image:
     """Draw every instance on the image in a bright colour of its own, the best ones on top."""
     hues = [number * GOLDEN_TURN % 1 for number in range(len(instances))]
-    colours = [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.8, 1.0)) for hue in hues]
+    colours = [tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.8, 1.0)) for hue in hues]
     worst_first = list(zip(instances, colours, strict=True))[::-1]
     masks, mask_colours = [instance.mask_hw for instance, _ in worst_first], [np.array(rgb) for _, rgb in worst_first]
     picture = Image.fromarray(tinted(image_rgb, masks, mask_colours))
@@ -377,14 +377,14 @@ def predict(
 
 def _missing_images(images: Sequence[Path]) -> str:
     """Error message for images that do not exist, with the nearest name in the folder of the first."""
-    first = images[0]
-    folder = first.parent
-    kind = "is a folder" if first.is_dir() else "does not exist"
-    expected = f"{first}/*.jpg" if first.is_dir() else "an image file"
-    others = f" (nor do {len(images) - 1} others)" if len(images) > 1 else ""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() and not first.is_dir() else []
-    suggestion = did_you_mean(first.name, names) or f"Correct the path; it is looked for in {folder.absolute()}."
-    return f"image is '{first}', which {kind}{others}; expected {expected}. {suggestion}"
+    first_image = images[0]
+    folder = first_image.parent
+    kind = "is a folder" if first_image.is_dir() else "does not exist"
+    expected = f"{first_image}/*.jpg" if first_image.is_dir() else "an image file"
+    other_images = f" (nor do {len(images) - 1} others)" if len(images) > 1 else ""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() and not first_image.is_dir() else []
+    suggestion = did_you_mean(first_image.name, names) or f"Correct the path; it is looked for in {folder.absolute()}."
+    return f"image is '{first_image}', which {kind}{other_images}; expected {expected}. {suggestion}"
 
 
 Batch = Sequence[tuple[Path, int, np.ndarray]]

@@ -158,9 +158,9 @@ def list_command(store: Path, registry_url: str | None, project: str | None, as_
         click.echo(json.dumps({"stored": rows, "released": releases}, indent=2))
         return
     click.echo(table_text(model_table(store)))
-    for entry in rows:
-        if entry["problem"]:
-            click.echo(f"{entry['name']} cannot be used: {entry['problem']}")
+    for row in rows:
+        if row["problem"]:
+            click.echo(f"{row['name']} cannot be used: {row['problem']}")
 
 
 @models.command()
@@ -272,9 +272,10 @@ def promote(version: str, project: str, registry_url: str | None, force: bool) -
                 err=True,
             )
             sys.exit(REFUSED)
-        before = registry.active(project)
+        earlier_version = registry.active(project)
         registry.promote(project, version)
-    click.echo(f"Project {project}: {version} is active{f', {before} was' if before not in (None, version) else ''}.")
+    addition = f", {earlier_version} was" if earlier_version not in (None, version) else ""
+    click.echo(f"Project {project}: {version} is active{addition}.")
 
 
 @models.command()
@@ -288,9 +289,9 @@ def rollback(project: str, registry_url: str | None) -> None:
     """
     with plain_errors():
         registry = open_registry(registry_url)
-        before = registry.active(project)
-        after = registry.roll_back(project)
-    click.echo(f"Project {project}: {after} is active again, {before} is retired.")
+        retired_version = registry.active(project)
+        active_version = registry.roll_back(project)
+    click.echo(f"Project {project}: {active_version} is active again, {retired_version} is retired.")
 
 
 @models.command()

@@ -128,11 +128,11 @@ def table(
         print_result(plan, plan_text(plan), as_json)
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    data = data_of(paper_table, scale)
-    if absent_files := missing_files(*([] if checkpoints else [data.train]), data.test):
+    data_set = data_of(paper_table, scale)
+    if absent_files := missing_files(*([] if checkpoints else [data_set.train]), data_set.test):
         raise click.ClickException(
-            f"table {paper_table.number} needs {data.needs}; missing: {', '.join(absent_files)}. Give the folder with "
-            "--data, other sets with --train-set and --test-set, or --miniature"
+            f"table {paper_table.number} needs {data_set.needs}; missing: {', '.join(absent_files)}. Give the folder "
+            "with --data, other sets with --train-set and --test-set, or --miniature"
         )
     speed_options = (speed_iterations or None, speed_runs)
     with plain_errors(BenchmarkStopped):
@@ -140,8 +140,8 @@ def table(
             paper_table, out, scale, only=rows, checkpoints=checkpoints, speed=speed_options, tell=_tell
         )
     setting = {
-        "train": data.train,
-        "test": data.test,
+        "train": data_set.train,
+        "test": data_set.test,
         "device": scale.device,
         "seeds": scale.seeds,
         "miniature": scale.miniature,

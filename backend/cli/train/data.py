@@ -94,7 +94,7 @@ def _indices_to_read(samples: Any, limit: int | None) -> list[int]:
 
 
 def _write_copy(samples: Any, name: str, folder: Path) -> dict[str, Any]:
-    """Write a repaired copy; its name and counts."""
+    """Write a repaired copy of a set; returns its name and counts."""
     from training.datasets import SceneSet
     from training.datasets.repair import write_repaired
     from training.finetune.plan import SnapshotSamples
@@ -139,8 +139,8 @@ def _open_export(name: str) -> Any:
     from training.datasets import split_after_file
     from training.finetune.plan import SnapshotSamples
 
-    export_file, _, rest = split_after_file(name.partition(":")[2])
-    images, config_file = _images_and_config(rest)
+    export_file, _, paths = split_after_file(name.partition(":")[2])
+    images, config_file = _images_and_config(paths)
     if not (export_file and images):
         raise ValueError(f"the set is {name!r}, expected label-studio:EXPORT.json:IMAGES/[:CONFIG.xml]")
     rows = read_rows(Path(export_file))
@@ -150,21 +150,21 @@ def _open_export(name: str) -> Any:
     settings = SnapshotSettings(holdout_share=0)
     path = freeze_tasks(rows, labelling, ImageFolder(Path(images)).fetch, Path(folder.name), settings=settings)
     samples = SnapshotSamples(path)
-    for entry in json.loads((path / "corrections.json").read_text("utf-8"))["left_out"]:
+    for omission in json.loads((path / "corrections.json").read_text("utf-8"))["left_out"]:
         # Tasks without an id have a negative one: their place in the file.
-        task = f"task {entry['task']}" if entry["task"] > 0 else f"entry {-entry['task'] - 1}"
-        place = f"{task}, annotation {entry['annotation']}, region {entry['region'] or '-'}"
-        kind = "left out" if entry["lost"] else "nothing lost"
-        samples.problems.note(export_file, place, kind, entry["reason"], repaired=not entry["lost"])
+        task = f"task {omission['task']}" if omission["task"] > 0 else f"entry {-omission['task'] - 1}"
+        place = f"{task}, annotation {omission['annotation']}, region {omission['region'] or '-'}"
+        kind = "left out" if omission["lost"] else "nothing lost"
+        samples.problems.note(export_file, place, kind, omission["reason"], repaired=not omission["lost"])
     return samples
 
 
-def _images_and_config(rest: str) -> tuple[str, str]:
+def _images_and_config(paths: str) -> tuple[str, str]:
     """The folder and the label config in ``IMAGES/[:CONFIG.xml]``; either may have colons in its name."""
-    places = [place for place, letter in enumerate(rest) if letter == ":"] if rest.endswith(".xml") else []
-    pairs = [(rest[:place], rest[place + 1 :]) for place in places]
+    places = [place for place, letter in enumerate(paths) if letter == ":"] if paths.endswith(".xml") else []
+    pairs = [(paths[:place], paths[place + 1 :]) for place in places]
     existing_pairs = [pair for pair in pairs if Path(pair[0]).is_dir() and Path(pair[1]).is_file()]
-    return (existing_pairs or pairs[-1:] or [(rest, "")])[0]
+    return (existing_pairs or pairs[-1:] or [(paths, "")])[0]
 
 
 def _doubts(samples: Any, indices: list[int], weights: Path, file: Path) -> list[str]:
@@ -188,8 +188,8 @@ _MOST_SHOWN = 20  # of a list of problems
 
 
 def _short_list(entries: list[str]) -> list[str]:
-    more = [f"    and {len(entries) - _MOST_SHOWN} more: --json has all"] if len(entries) > _MOST_SHOWN else []
-    return [f"    {entry}" for entry in entries[:_MOST_SHOWN]] + more
+    count_line = [f"    and {len(entries) - _MOST_SHOWN} more: --json has all"] if len(entries) > _MOST_SHOWN else []
+    return [f"    {entry}" for entry in entries[:_MOST_SHOWN]] + count_line
 
 
 def _summary(outcome: dict[str, Any]) -> str:
@@ -251,12 +251,11 @@ def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(outcome))
     else:
-        for item in findings:
-            click.echo(
-                f"{'ok     ' if item.fine else 'MISSING'} {root / item.part.pattern}: {item.problem or item.files}"
-            )
-            if not item.fine:
-                click.echo(f"        get {item.part.source.replace('ROOT', str(root))}")
+        for finding in findings:
+            state = "ok     " if finding.fine else "MISSING"
+            click.echo(f"{state} {root / finding.part.pattern}: {finding.problem or finding.files}")
+            if not finding.fine:
+                click.echo(f"        get {finding.part.source.replace('ROOT', str(root))}")
         for line in [*(f"wrote   {path}" for path in paths), *(f"use     {name}" for name in names)]:
             click.echo(line)
     sys.exit(0 if is_whole else 1)

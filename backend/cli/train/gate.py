@@ -221,16 +221,16 @@ def gate(
 
 
 def _others(
-    places: CheckpointPlaces, candidate: str, incumbent: str | None, best: str | None
+    places: CheckpointPlaces, candidate: str, incumbent: str | None, best_version: str | None
 ) -> tuple[Path | None, Path | None]:
     """Incumbent and best-ever checkpoint; None for a missing one, and for a best that is one of the others."""
     if places.registry is not None and places.project is not None:
         incumbent = incumbent or places.registry.active(places.project)
-        best = best or places.registry.best_ever(places.project)
+        best_version = best_version or places.registry.best_ever(places.project)
     if incumbent == candidate:
         raise click.ClickException(f"{candidate} serves already: there is nothing to judge")
-    best = None if best in (incumbent, candidate) else best
-    return places.model(incumbent) if incumbent else None, places.model(best) if best else None
+    best_version = None if best_version in (incumbent, candidate) else best_version
+    return places.model(incumbent) if incumbent else None, places.model(best_version) if best_version else None
 
 
 def _snapshots(places: CheckpointPlaces, holdout: str | None, earlier: tuple[str, ...]) -> list[Path]:

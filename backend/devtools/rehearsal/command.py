@@ -194,29 +194,33 @@ class Scenario:
 
     def _poison(self, project: RehearsedProject) -> None:
         """Train on shifted masks and swapped labels: the gate must refuse, and the same file must go on serving."""
-        before = self._served(project)
+        served_before = self._served(project)
         work = project.annotate(self.plan.per_round, poison=True)
         record = project.train()
-        after = self._served(project)
+        served_after = self._served(project)
         self.outcome["poison"] = {
             **{name: record[name] for name in ("state", "candidate", "reasons", "error")},
             "gate": record["metrics"],
             "work": work,
-            "served_before": before,
-            "served_after": after,
-            "is_same_file": before == after,
+            "served_before": served_before,
+            "served_after": served_after,
+            "is_same_file": served_before == served_after,
         }
         self._save()
 
     def _roll_back(self, project: RehearsedProject) -> None:
-        before = self._served(project)
+        served_before = self._served(project)
         if not project.stage.learning(project.id)["can_roll_back"]:
-            self.outcome["rollback"] = {"before": before, "after": before, "said": "no other version served before"}
+            self.outcome["rollback"] = {
+                "before": served_before,
+                "after": served_before,
+                "said": "no other version served before",
+            }
             return
         project.stage.press(project.id, "rollback")
-        after = self._served(project)
-        project.await_title(after["version"])
-        self.outcome["rollback"] = {"before": before, "after": after, "title": after["version"]}
+        served_after = self._served(project)
+        project.await_title(served_after["version"])
+        self.outcome["rollback"] = {"before": served_before, "after": served_after, "title": served_after["version"]}
         self._save()
 
     def _registry(self) -> Registry:
@@ -262,19 +266,20 @@ def rank_correlations(snapshot: Path) -> Json:
     """
     from training.snapshots.annotation_cost import rank_correlation
 
-    entries = json.loads((snapshot / "corrections.json").read_text(encoding="utf-8"))["images"]
-    predicted_entries = [entry for entry in entries if entry["shown"] and entry["prediction_score"] is not None]
-    costs = [entry["cost"] for entry in predicted_entries]
+    images = json.loads((snapshot / "corrections.json").read_text(encoding="utf-8"))["images"]
+    predicted_images = [image for image in images if image["shown"] and image["prediction_score"] is not None]
+    costs = [image["cost"] for image in predicted_images]
     confidences = [
-        [obj["score"] for obj in entry["objects"] if obj["score"] is not None] for entry in predicted_entries
+        [object_record["score"] for object_record in image["objects"] if object_record["score"] is not None]
+        for image in predicted_images
     ]
     orders = {
-        "task_score": [entry["prediction_score"] for entry in predicted_entries],
+        "task_score": [image["prediction_score"] for image in predicted_images],
         "mean_confidence": [sum(scores) / len(scores) if scores else 0.0 for scores in confidences],
     }
-    correlations: Json = {"images": len(predicted_entries)}
+    correlations: Json = {"images": len(predicted_images)}
     for name, values in orders.items():
-        rho = rank_correlation([-value for value in values], costs) if len(predicted_entries) > 2 else math.nan
+        rho = rank_correlation([-value for value in values], costs) if len(predicted_images) > 2 else math.nan
         correlations[name] = None if math.isnan(rho) else round(rho, 3)
     return correlations
 
@@ -350,14 +355,14 @@ def _rounds(rounds: list[Json]) -> list[str]:
 
 
 def _poison(poison: Json) -> list[str]:
-    before, after = (
+    version_before, version_after = (
         f"{served['version']} (sha256 {served['sha256'][:12]})"
         for served in (poison["served_before"], poison["served_after"])
     )
     return [
         "\n## The poisoned round\n",
         f"{poison['work'].get('poisoned', 0):.0f} images with shifted masks and swapped labels: **{poison['state']}**.",
-        f"Served before {before}, after {after}.\n",
+        f"Served before {version_before}, after {version_after}.\n",
         *(f"- {reason}" for reason in (*poison["reasons"], poison["error"]) if reason),
     ]
 

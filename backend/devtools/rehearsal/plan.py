@@ -143,11 +143,11 @@ def material_of(plan: Plan) -> Material:
         ValueError: there are fewer photographs than the plan takes, or the sets have different classes.
     """
     if plan.photos is None:
-        first, size_px = plan.seed * NEXT_SEED, {"width": plan.width, "height": plan.height}
+        first_seed, size_px = plan.seed * NEXT_SEED, {"width": plan.width, "height": plan.height}
         return Material(
             SHIFTED_CLASSES,
-            lambda number: generate_shifted_scene(first + number, **size_px),
-            lambda number: generate_shifted_scene(first + TEST + number, **size_px),
+            lambda number: generate_shifted_scene(first_seed + number, **size_px),
+            lambda number: generate_shifted_scene(first_seed + TEST + number, **size_px),
         )
     train, test = (open_set(name) for name in plan.photos)
     if train.class_names != test.class_names:

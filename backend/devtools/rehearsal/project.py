@@ -89,11 +89,11 @@ def draw_regions(label: str, mask_hw: np.ndarray, width: int, height: int, regio
     """Polygons of an object as the editor submits them; parts name the first one as their parent."""
     polygons = outline_mask(mask_hw, tolerance_px=0.5, min_area_px=4.0)
     shapes = polygon_shapes(polygons, width=width, height=height, joined=True, max_vertices=None)
-    first = region_id or secrets.token_hex(5)
+    parent_id = region_id or secrets.token_hex(5)
     regions = []
     for number, shape in enumerate(shapes):
         region: Region = {
-            "id": first if number == 0 else secrets.token_hex(5),
+            "id": parent_id if number == 0 else secrets.token_hex(5),
             "type": "polygonlabels",
             "from_name": "label",
             "to_name": "image",
@@ -104,7 +104,7 @@ def draw_regions(label: str, mask_hw: np.ndarray, width: int, height: int, regio
             "value": {**shape.value, "polygonlabels": [label]},
         }
         if number:
-            region["parentID"] = first
+            region["parentID"] = parent_id
         regions.append(region)
     return regions
 
@@ -165,7 +165,7 @@ class RehearsalServers:
         """Facts of a project as the status page shows them."""
         answer = requests.get(f"{self.backend_url}/learning", timeout=60)
         answer.raise_for_status()
-        projects: list[dict[str, Any]] = [entry for entry in answer.json()["projects"] if entry["id"] == str(project)]
+        projects: list[dict[str, Any]] = [facts for facts in answer.json()["projects"] if facts["id"] == str(project)]
         return projects[0]
 
     def press(self, project: int, button: str, **fields: str) -> None:
@@ -343,13 +343,13 @@ class RehearsedProject:
 
         def ended() -> dict[str, Any] | None:
             facts = self.stage.learning(self.id)
-            now = facts["current"]
-            if not now:
+            training = facts["current"]
+            if not training:
                 rounds: list[dict[str, Any]] = facts["rounds"]
-                return next(
-                    (entry for entry in rounds if entry["id"] not in earlier_ids and entry["state"] != "running"), None
-                )
-            self.report(f"training: {now.get('stage') or 'waiting'} {now.get('iteration') or ''}/{now.get('of') or ''}")
+                ended_rounds = [record for record in rounds if record["state"] != "running"]
+                return next((record for record in ended_rounds if record["id"] not in earlier_ids), None)
+            progress = f"{training.get('iteration') or ''}/{training.get('of') or ''}"
+            self.report(f"training: {training.get('stage') or 'waiting'} {progress}")
             return None
 
         return wait_until(ended, f"The round of project {self.id}", PATIENCE_S, poll_s=POLL_S) or {}

@@ -175,11 +175,11 @@ def test_an_evaluation_is_due_once_and_at_the_end(cfg: CfgNode, tmp_path: Path) 
     cfg.TEST.EVAL_PERIOD = 10
     checks = Checks(cfg, tmp_path)
     assert [checks.evaluation_due(iteration) for iteration in (0, 9, 10, 11)] == [False, False, True, False]
-    assert checks.evaluation_due(11, last=True)
+    assert checks.evaluation_due(11, is_last=True)
     (tmp_path / "evaluations.jsonl").write_text('{"iteration": 10}\n')
     assert not checks.evaluation_due(10)
     cfg.TEST.EVAL_PERIOD = 0
-    assert not checks.evaluation_due(10, last=True)
+    assert not checks.evaluation_due(10, is_last=True)
 
 
 def test_checks_that_cannot_work_are_refused(cfg: CfgNode, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ FEW = GateRules(resamples=300)
 
 
 def ruled(world: World, candidate: Path, incumbent: Path | None, holdout: Path, **more: object) -> Verdict:
-    arguments = {"best": None, "rules": FEW, **more}
+    arguments = {"best_served": None, "rules": FEW, **more}
     return judge(candidate, incumbent, holdout=holdout, detect=world.detect, **arguments)  # type: ignore[arg-type]
 
 
@@ -186,7 +186,7 @@ def test_worse_than_the_best_ever_is_refused(world: World) -> None:
     holdout = world.snapshot("s", 24)
     models = [world.model(name, world.shifted_by(off)) for name, off in (("old", 5), ("new", 3), ("best", 0))]
     assert ruled(world, models[1], models[0], holdout).promote
-    verdict = ruled(world, models[1], models[0], holdout, best=models[2])
+    verdict = ruled(world, models[1], models[0], holdout, best_served=models[2])
     assert not verdict.promote
     assert "best, the best version so far, is better" in verdict.reasons[0]
 

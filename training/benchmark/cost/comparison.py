@@ -88,10 +88,10 @@ class CostSetting:
         torch.manual_seed(0)
         return build_network(cfg).eval(), cfg
 
-    def facts(self, **more: object) -> dict[str, Any]:
+    def facts(self, **extra_facts: object) -> dict[str, Any]:
         """The setting and further values, for reports."""
         facts = {name: getattr(self, name) for name in ("config", "height", "width", "device")}
-        return facts | {"threads": torch.get_num_threads()} | more
+        return facts | {"threads": torch.get_num_threads()} | extra_facts
 
 
 def compare_calls(
@@ -110,10 +110,10 @@ def compare_calls(
         )
         for cost, value in zip(costs.values(), seconds, strict=True):
             cost["seconds"] = value
-    first = next(iter(costs.values()))
-    measures = [measure for measure in _MEASURES if first.get(measure)]
+    first_cost = next(iter(costs.values()))
+    measures = [measure for measure in _MEASURES if first_cost.get(measure)]
     for cost in costs.values():
-        cost["ratios"] = {measure: cost[measure] / first[measure] for measure in measures}
+        cost["ratios"] = {measure: cost[measure] / first_cost[measure] for measure in measures}
     return costs
 
 
