@@ -411,7 +411,7 @@ class Consensus:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Candidate:
     annotator: int
-    obj: AnnotatedObject
+    instance: AnnotatedObject
 
 
 def vote(drawings: Sequence[Sequence[AnnotatedObject]]) -> Consensus:
@@ -425,17 +425,17 @@ def vote(drawings: Sequence[Sequence[AnnotatedObject]]) -> Consensus:
     ]
     objects, disputed = [], []
     for group in _groups(candidates):
-        label, votes = Counter(candidate.obj.label for candidate in group).most_common(1)[0]
+        label, votes = Counter(candidate.instance.label for candidate in group).most_common(1)[0]
         if 2 * len(group) > len(drawings) and 2 * votes > len(group):
             objects.append(_unite(group, label))
         else:
-            disputed.append(group[-1].obj)
+            disputed.append(group[-1].instance)
     return Consensus(tuple(objects), tuple(disputed))
 
 
 def _groups(candidates: Sequence[_Candidate]) -> list[list[_Candidate]]:
     """Group the drawings of one object: each group by annotator (the latest last), groups by their first drawing."""
-    masks = [candidate.obj.mask_hw for candidate in candidates]
+    masks = [candidate.instance.mask_hw for candidate in candidates]
     overlaps = iou_matrix(masks, masks)
     pairs = []
     for i, k in combinations(range(len(candidates)), 2):
@@ -454,7 +454,7 @@ def _groups(candidates: Sequence[_Candidate]) -> list[list[_Candidate]]:
 
 
 def _unite(group: Sequence[_Candidate], label: str) -> AnnotatedObject:
-    votes = np.sum([candidate.obj.mask_hw for candidate in group], axis=0, dtype=np.int32) * 2
-    latest = group[-1].obj
+    votes = np.sum([candidate.instance.mask_hw for candidate in group], axis=0, dtype=np.int32) * 2
+    latest = group[-1].instance
     mask_hw = (votes > len(group)) | ((votes == len(group)) & latest.mask_hw)
     return replace(latest, label=label, mask_hw=mask_hw if mask_hw.any() else latest.mask_hw)

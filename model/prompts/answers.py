@@ -267,9 +267,9 @@ def likely_values(values: np.ndarray, view: View, prompt: Prompt) -> np.ndarray:
     agree with every click: none goes without an effect.
     """
     values = within_box(values, view, prompt.box_xyxy)
-    most = float(values.max())
-    if most < 0.5:
-        values = np.clip(values * (0.75 / max(most, 1e-6)), 0.0, 1.0)
+    largest_value = float(values.max())
+    if largest_value < 0.5:
+        values = np.clip(values * (0.75 / max(largest_value, 1e-6)), 0.0, 1.0)
     for point in prompt.points:
         values = heeded(values, view, point)
     clicks = [point for point in prompt.points if point[2]]

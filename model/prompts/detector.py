@@ -85,8 +85,10 @@ class PromptedDetector(nn.Module):
         views = [first_view(prompt, pixels.shape[:2]) for prompt in prompts]
         if not views:
             return self._with_masks(instances, [], np.zeros((0, 1, 1), np.float32), np.zeros((0, 1, 1), np.float32))
-        again = (instances.scores >= SECOND_LOOK_SCORE).tolist()
-        refined, coarse, quality = look_twice(self.prompts, pixels, views, prompts, device=self.device, again=again)
+        is_likely = (instances.scores >= SECOND_LOOK_SCORE).tolist()
+        refined, coarse, quality = look_twice(
+            self.prompts, pixels, views, prompts, device=self.device, may_repeat=is_likely
+        )
         # A box's score says nothing about its outline; the two together order objects better than either.
         scores = instances.scores * torch.from_numpy(quality) ** self.quality_power
         instances.scores = scores**self.score_power

@@ -37,7 +37,7 @@ def look_twice(
     *,
     device: torch.device,
     is_mirrored: bool = False,
-    again: Sequence[bool] | None = None,
+    may_repeat: Sequence[bool] | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
     """Refined and coarse probabilities of each view, (s, s) or of a large one (2s, 2s), and expected IoUs (V,).
 
@@ -45,9 +45,9 @@ def look_twice(
 
     Args:
         is_mirrored: of the first look, see `look`.
-        again: which views may be looked at again; all without it.
+        may_repeat: which views may be looked at again; all without it.
     """
-    is_twice = [is_large(view) and (again is None or again[k]) for k, view in enumerate(views)]
+    is_twice = [is_large(view) and (may_repeat is None or may_repeat[k]) for k, view in enumerate(views)]
     answers: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
     for twice in (False, True):
         rows = [k for k, value in enumerate(is_twice) if value == twice]
@@ -70,7 +70,7 @@ def second_look(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Refined and coarse probabilities (V, 2s, 2s) of the views from those (V, s, s) of a first look."""
     side = FINER * values.shape[-1]
-    before = resampled(values, (0, 0, 1, 1), (0, 0, 1, 1), (side, side))
+    first_values = resampled(values, (0, 0, 1, 1), (0, 0, 1, 1), (side, side))
     windows, masks = list[tuple[int, View]](), list[torch.Tensor]()
     for number, view in enumerate(views):
         for window in windows_of(view):
@@ -81,16 +81,16 @@ def second_look(
                 # The mask so far and nothing else.
                 masks.append(prompt_maps(None, (), torch.from_numpy(mask.astype(np.float32))))
     if not windows:
-        return before, before
+        return first_values, first_values
     answers = look_at_maps(network, image_rgb, [window for _, window in windows], torch.stack(masks), device=device)
-    weights, sums = np.zeros_like(before), np.zeros((2, *before.shape), before.dtype)
+    weights, sums = np.zeros_like(first_values), np.zeros((2, *first_values.shape), first_values.dtype)
     fading = _fading(values.shape[-1])
     for refined, coarse, (number, window) in zip(*answers[:2], windows, strict=True):
         grids = np.stack([fading, fading * refined, fading * coarse])
         weight, *weighted = resampled(grids, window.box_xyxy, views[number].box_xyxy, (side, side))
         weights[number] += weight
         sums[:, number] += weighted
-    refined, coarse = np.where(weights > 0, sums / np.maximum(weights, 1e-6), before)
+    refined, coarse = np.where(weights > 0, sums / np.maximum(weights, 1e-6), first_values)
     return refined, coarse
 
 

@@ -49,7 +49,7 @@ class _Detection:
     """One detection: its score, its best overlap, and the share of it that lies on what is ignored."""
 
     score: float
-    best: float
+    best_overlap: float
     ignored_share: float
 
 
@@ -154,7 +154,7 @@ class CityscapesEvaluation:
         wrong += [
             detection.score
             for detection in self._detections[label]
-            if detection.best <= threshold and detection.ignored_share <= threshold
+            if detection.best_overlap <= threshold and detection.ignored_share <= threshold
         ]
         return _integrated(np.array(right), np.array(wrong), missed_count)
 

@@ -20,15 +20,15 @@ def next_click(truth: np.ndarray, guess: np.ndarray, *, rng: np.random.Generator
     """
     missed, extra = truth & ~guess, guess & ~truth
     missed_depth, extra_depth = _depth(missed), _depth(extra)
-    most = max(missed_depth.max(initial=0.0), extra_depth.max(initial=0.0))
-    if most <= 0:
+    largest_depth = max(missed_depth.max(initial=0.0), extra_depth.max(initial=0.0))
+    if largest_depth <= 0:
         return None
     is_positive = bool(missed_depth.max(initial=0.0) >= extra_depth.max(initial=0.0))
     depth = missed_depth if is_positive else extra_depth
     if rng is None:
         row, column = np.unravel_index(int(depth.argmax()), depth.shape)
     else:
-        rows, columns = np.nonzero(depth >= 0.5 * most)
+        rows, columns = np.nonzero(depth >= 0.5 * largest_depth)
         place = int(rng.integers(len(rows)))
         row, column = rows[place], columns[place]
     return float(column) + 0.5, float(row) + 0.5, is_positive

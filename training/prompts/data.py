@@ -58,8 +58,8 @@ class ObjectSet:
 
     def objects_of_image(self, image: int) -> list[MaskedObject]:
         """The objects of one image; those of an image stand side by side."""
-        first = bisect_left(self.objects, image, key=lambda item: item.image)
-        return self.objects[first : bisect_right(self.objects, image, key=lambda item: item.image)]
+        start = bisect_left(self.objects, image, key=lambda item: item.image)
+        return self.objects[start : bisect_right(self.objects, image, key=lambda item: item.image)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,22 +148,21 @@ def _add(
 def merged(item: MaskedObject, objects: ObjectSet, rng: np.random.Generator) -> MaskedObject:
     """An object together with another one of its image that touches it; itself where none does."""
     x0, y0, x1, y1 = item.box_xyxy
-    near = [
-        other
-        for other in objects.objects_of_image(item.image)
-        if other is not item
-        and other.box_xyxy[0] <= x1 + TOUCH_PX
-        and other.box_xyxy[2] >= x0 - TOUCH_PX
-        and other.box_xyxy[1] <= y1 + TOUCH_PX
-        and other.box_xyxy[3] >= y0 - TOUCH_PX
+    neighbours = [
+        neighbour
+        for neighbour in objects.objects_of_image(item.image)
+        if neighbour is not item
+        and neighbour.box_xyxy[0] <= x1 + TOUCH_PX
+        and neighbour.box_xyxy[2] >= x0 - TOUCH_PX
+        and neighbour.box_xyxy[1] <= y1 + TOUCH_PX
+        and neighbour.box_xyxy[3] >= y0 - TOUCH_PX
     ]
-    if not near:
+    if not neighbours:
         return item
-    other, mask = near[int(rng.integers(len(near)))], item.mask()
-    beside = other.mask()
-    if not (binary_dilation(mask, iterations=TOUCH_PX) & beside & ~mask).any():
+    mask, neighbour_mask = item.mask(), neighbours[int(rng.integers(len(neighbours)))].mask()
+    if not (binary_dilation(mask, iterations=TOUCH_PX) & neighbour_mask & ~mask).any():
         return item
-    return _masked_object(item.image, mask | beside, item.weight)
+    return _masked_object(item.image, mask | neighbour_mask, item.weight)
 
 
 def jittered_box(
@@ -229,19 +228,19 @@ def elsewhere(
 
 
 def covered(
-    pixels: np.ndarray, mask: np.ndarray, other: np.ndarray, other_mask: np.ndarray, rng: np.random.Generator
+    pixels: np.ndarray, mask: np.ndarray, pasted: np.ndarray, pasted_mask: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """A view with another view's object pasted over it: pixels, and what is left of the mask to be seen.
 
     The view as it was when less than `LEAST_VISIBLE` of its object would be left.
     """
     dy, dx = rng.integers(-mask.shape[0] // 2, mask.shape[0] // 2, 2).tolist()
-    other = shift(other, (dy, dx, 0), order=0)
-    other_mask = shift(other_mask.astype(np.uint8), (dy, dx), order=0).astype(bool)
-    visible = mask & ~other_mask
+    pasted = shift(pasted, (dy, dx, 0), order=0)
+    pasted_mask = shift(pasted_mask.astype(np.uint8), (dy, dx), order=0).astype(bool)
+    visible = mask & ~pasted_mask
     if visible.sum() < LEAST_VISIBLE * mask.sum():
         return pixels, mask
-    return _blended(pixels, other, other_mask, rng), visible
+    return _blended(pixels, pasted, pasted_mask, rng), visible
 
 
 def _blended(below: np.ndarray, above: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -106,8 +106,8 @@ def measure_boxes(
         figures.areas.append(float(truth.sum()))
         figures.add("answer", truth, answer)
         refined, coarse, _ = predictor.look(image, [view], [prompt])
-        best = best_refinement(predictor, image, view, prompt, truth)
-        for method, values in (("refined", refined[0]), ("coarse", coarse[0]), ("true at nodes", best)):
+        best_values = best_refinement(predictor, image, view, prompt, truth)
+        for method, values in (("refined", refined[0]), ("coarse", coarse[0]), ("true at nodes", best_values)):
             figures.add(method, truth, as_instance(view, values, 1.0, prompt, image.shape[:2]).mask_hw)
         figures.add("jittered", truth, prompted_image.prompt(Prompt(box_xyxy=jittered)).mask_hw)
         figures.add("ellipse", truth, ellipse_in_box(item.box_xyxy, truth.shape))
@@ -198,10 +198,10 @@ def box_report(figures: BoxFigures) -> dict[str, Any]:
             }
             for method, row in values.items()
         }
-    for better, other in GAINS:
-        gain = np.array(figures.boundary[better]) - np.array(figures.boundary[other])
+    for method, baseline in GAINS:
+        gain = np.array(figures.boundary[method]) - np.array(figures.boundary[baseline])
         low, high = mean_interval(gain)
-        report[f"{better}_minus_{other}_boundary_iou"] = {"mean": float(gain.mean()), "low": low, "high": high}
+        report[f"{method}_minus_{baseline}_boundary_iou"] = {"mean": float(gain.mean()), "low": low, "high": high}
     report["ms"] = _milliseconds(figures.seconds)
     return report
 
@@ -225,10 +225,10 @@ def box_text(report: dict[str, Any]) -> str:
     for kind in ("iou", "boundary_iou"):
         rows = [[method, *(means[size] for size in sizes)] for method, means in report[kind].items()]
         lines.append(tabulate(rows, (kind.replace("_", " "), *sizes), "plain", floatfmt=".3f", missingval="-"))
-    for better, other in GAINS:
-        gain = report[f"{better}_minus_{other}_boundary_iou"]
+    for method, baseline in GAINS:
+        gain = report[f"{method}_minus_{baseline}_boundary_iou"]
         interval = f"{gain['mean']:+.4f} (95 %: {gain['low']:+.4f} to {gain['high']:+.4f})"
-        lines.append(f"{better} minus {other}, boundary IoU: {interval}")
+        lines.append(f"{method} minus {baseline}, boundary IoU: {interval}")
     return "\n".join([*lines, _ms_line(report["ms"])])
 
 

@@ -90,7 +90,7 @@ class Example:
     mask: np.ndarray
     box_xyxy: tuple[float, float, float, float] | None
     clicks: list[Click]
-    before: np.ndarray | None = None
+    earlier_mask: np.ndarray | None = None
 
 
 class Views(IterableDataset[list[Example]]):
@@ -146,17 +146,17 @@ class Views(IterableDataset[list[Example]]):
         mask = np.ascontiguousarray(mask)
         clicks: list[Click] = []
         if is_flawed:
-            before = flawed_mask(mask, rng)
+            flawed = flawed_mask(mask, rng)
             has_click = not is_part or rng.random() < 0.5
-            click = next_click(mask, before, rng=rng) if has_click else None
+            click = next_click(mask, flawed, rng=rng) if has_click else None
             mask_so_far = (
-                gaussian_filter(before.astype(np.float32), rng.uniform(0.5, 3.0)) if rng.random() < 0.5 else before
+                gaussian_filter(flawed.astype(np.float32), rng.uniform(0.5, 3.0)) if rng.random() < 0.5 else flawed
             )
             clicks = [click] if click else []
             return Example(np.ascontiguousarray(pixels), mask, None, clicks, mask_so_far)
         if by_clicks or rng.random() < 0.25:
-            first = next_click(mask, np.zeros_like(mask), rng=rng)
-            clicks = [first] if first else []
+            click = next_click(mask, np.zeros_like(mask), rng=rng)
+            clicks = [click] if click else []
         return Example(np.ascontiguousarray(pixels), mask, None if by_clicks else (x0, y0, x1, y1), clicks)
 
     def _pasted(self, pixels: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -167,10 +167,10 @@ class Views(IterableDataset[list[Example]]):
         item = self.set.objects[int(rng.integers(len(self.set.objects)))]
         image = self.set.images[item.image]
         view = view_of_box(item.box_xyxy, VIEW_SIDE, rng.uniform(1.2, 4.0))
-        other = recoloured(view.pixels(image), rng)
+        other_pixels = recoloured(view.pixels(image), rng)
         if chance < self.plan.pasted_share:
-            return elsewhere(pixels, mask, other, rng)
-        return covered(pixels, mask, other, _mask_in(view, item), rng)
+            return elsewhere(pixels, mask, other_pixels, rng)
+        return covered(pixels, mask, other_pixels, _mask_in(view, item), rng)
 
 
 def _mask_in(view: View, item: MaskedObject) -> np.ndarray:
@@ -190,29 +190,29 @@ def as_tensors(batch: Sequence[Example], masks_before: Sequence[Tensor | None]) 
 
 def masks_so_far(batch: Sequence[Example]) -> list[Tensor | None]:
     """The masks (S, S) that views begin with, None where there is none."""
-    return [None if example.before is None else torch.from_numpy(example.before) for example in batch]
+    return [None if example.earlier_mask is None else torch.from_numpy(example.earlier_mask) for example in batch]
 
 
 def clicked(
     network: PromptNetwork, batch: list[Example], rounds: int, rng: np.random.Generator, *, bf16: bool
 ) -> list[Tensor | None]:
     """Let the network answer `rounds` times, adding a click in the error each time; its last masks (S, S) or None."""
-    before = masks_so_far(batch)
+    masks = masks_so_far(batch)
     network.eval()
     for _ in range(rounds):
-        views, prompts, _ = as_tensors(batch, before)
+        views, prompts, _ = as_tensors(batch, masks)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             coarse = network.predict(views, prompts, refine=False)[1]
         coarse = torch.nn.functional.interpolate(coarse[:, None], VIEW_SIDE, mode="bilinear", align_corners=False)[:, 0]
         for number, example in enumerate(batch):
-            if example.before is not None and not example.clicks:  # a part looked at again: nobody clicks there
+            if example.earlier_mask is not None and not example.clicks:  # a part looked at again: nobody clicks there
                 continue
-            before[number] = coarse[number]
+            masks[number] = coarse[number]
             click = next_click(example.mask, (coarse[number] > 0.5).numpy(), rng=rng)
             if click is not None:
                 example.clicks.append(click)
     network.train()
-    return before
+    return masks
 
 
 def with_new_cues(state: Mapping[str, Tensor], network: torch.nn.Module) -> dict[str, Tensor]:
@@ -258,8 +258,10 @@ def train_prompts(
         ema.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
         spent_s, step = state["spent_s"], state["step"]
-    ahead = 4 if plan.workers else None
-    batches = iter(DataLoader(Views(objects, plan), batch_size=None, num_workers=plan.workers, prefetch_factor=ahead))
+    prefetch = 4 if plan.workers else None
+    batches = iter(
+        DataLoader(Views(objects, plan), batch_size=None, num_workers=plan.workers, prefetch_factor=prefetch)
+    )
     network.train()
     started, saved, losses = time.monotonic() - spent_s, time.monotonic(), dict[str, float]()
     with EventStorage(0), (folder / "log.jsonl").open("a") as lines, flushed_denormals():
@@ -271,8 +273,8 @@ def train_prompts(
                 group["lr"] = plan.learning_rate * group["factor"] * rate
             by_clicks, batch = next(batches)
             rounds = int(rng.integers(0, plan.rounds + 1)) if by_clicks else int(rng.random() < 0.15)
-            before = clicked(network, batch, rounds, rng, bf16=plan.bf16)
-            views, prompts, masks = as_tensors(batch, before)
+            earlier_masks = clicked(network, batch, rounds, rng, bf16=plan.bf16)
+            views, prompts, masks = as_tensors(batch, earlier_masks)
             with torch.autocast("cpu", torch.bfloat16, enabled=plan.bf16):
                 terms = network.losses(views, prompts, masks)
             total = torch.stack([value.float() for value in terms.values()]).sum()
@@ -313,9 +315,9 @@ def _optimizer(network: PromptNetwork, plan: PromptTraining) -> torch.optim.Adam
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     trunk = [parameter for name, parameter in parameters.items() if name.startswith("trunk.")]
-    rest = [parameter for name, parameter in parameters.items() if not name.startswith("trunk.")]
+    other_parameters = [parameter for name, parameter in parameters.items() if not name.startswith("trunk.")]
     groups = [
-        {"params": rest, "lr": plan.learning_rate, "factor": 1.0},
+        {"params": other_parameters, "lr": plan.learning_rate, "factor": 1.0},
         {"params": trunk, "lr": plan.learning_rate * plan.trunk_factor, "factor": plan.trunk_factor},
     ]
     return torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=True)

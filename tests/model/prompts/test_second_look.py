@@ -79,7 +79,7 @@ def test_small_objects_and_those_not_worth_it_are_looked_at_once() -> None:
     boxes = [(10.0, 10.0, 60.0, 60.0), (50.0, 50.0, 650.0, 650.0), (60.0, 60.0, 640.0, 640.0)]
     views, prompts = [view_of_box(box, 256) for box in boxes], [Prompt(box_xyxy=box) for box in boxes]
     assert [is_large(view) for view in views] == [False, True, True]
-    refined, _, _ = look_twice(network, image, views, prompts, device=CPU, again=[True, True, False])
+    refined, _, _ = look_twice(network, image, views, prompts, device=CPU, may_repeat=[True, True, False])
     assert [grid.shape[0] // SIDE for grid in refined] == [1, FINER, 1]
     assert network.views == 3 + 4
 
