@@ -264,7 +264,7 @@ def likely_values(values: np.ndarray, view: View, prompt: Prompt) -> np.ndarray:
     """Probabilities (s, s) of the object that a prompt can mean.
 
     They are zero beyond its box and in parts that no positive click touches, raised where none reaches one half, and
-    agree with every click: none goes without an effect.
+    agree with every click in the view.
     """
     values = within_box(values, view, prompt.box_xyxy)
     largest_value = float(values.max())
