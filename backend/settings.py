@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 import model as model_package
 from backend.errors import StartError
@@ -26,7 +27,9 @@ SHIPPED_MODEL = SHIPPED_PROMPT_MODEL = WEIGHTS / "photos"
 # Objects on scenes that the project draws: for the demo's second project, benchmarks and tests.
 SCENES_MODEL = WEIGHTS / "scenes-small"
 # Read by the tests and by other commands, never by the service itself.
-FOREIGN_VARIABLES = frozenset({"TRANSFINER_SHARED_DATA", "TRANSFINER_FUZZ_EXAMPLES"})
+FOREIGN_VARIABLES = frozenset(
+    PREFIX + name for name in ("SHARED_DATA", "FUZZ_EXAMPLES", "FIRST_HOUR", "DETECTRON2", "SLOW_TESTS")
+)
 
 
 class Settings(BaseSettings):
@@ -61,9 +64,10 @@ class Settings(BaseSettings):
     redis_start_s: float = Field(default=30.0, ge=0)
     # Workers that `serve` starts; one a GPU, or one on a CPU.
     workers: int = Field(default=1, ge=1, le=64)
-    # Tasks that one worker runs as one batch, and how long an idle one waits for more of them, in ms. Tasks that come
-    # while a batch runs are batched anyway; waiting makes every lone task later.
+    # Most tasks that one worker runs as one batch.
     max_batch: int = Field(default=4, ge=1, le=256)
+    # How long an idle worker waits for more tasks than one, in ms. Tasks that come while a batch runs are batched
+    # anyway; waiting makes every lone task later.
     max_wait_ms: float = Field(default=0.0, ge=0)
     # One batch may run this long, in s, before its tasks fail.
     batch_timeout_s: int = Field(default=300, ge=1)
@@ -85,8 +89,9 @@ class Settings(BaseSettings):
     interactive_deadline_s: float = Field(default=20.0, gt=0)
     # Predictions in one bulk push to Label Studio, for those that missed the deadline.
     push_chunk: int = Field(default=100, ge=1, le=2000)
-    # A failed push is tried again after this many s, doubling up to the second number.
+    # A failed push is tried again after this many s, then after twice as many, and so on.
     push_retry_s: float = Field(default=1.0, gt=0)
+    # Longest wait between two tries of a push, in s.
     push_retry_max_s: float = Field(default=60.0, gt=0)
 
     # Folder in which an API notes what it answered "deferred", in a file named by its port, should it and the queue
@@ -119,8 +124,9 @@ class Settings(BaseSettings):
     # --- large images
     # Images whose longer edge is longer than this, in px, are predicted in tiles and sewn together; 0: never.
     tile_above_px: int = Field(default=4096, ge=0)
-    # Edge of a tile, and how far neighbouring tiles overlap, in px; objects up to the overlap are never cut.
+    # Edge of a tile, in px.
     tile_px: int = Field(default=1024, ge=64)
+    # How far neighbouring tiles overlap, in px; objects up to this size are never cut.
     tile_overlap_px: int = Field(default=256, ge=8)
 
     # --- what a prediction contains (a tag's own attribute, e.g. model_score_threshold, wins)
@@ -130,15 +136,16 @@ class Settings(BaseSettings):
     score_floor: float = Field(default=0.25, ge=0, le=1)
     # A polygon stays within this distance of the mask's outline, in pixels of the image.
     tolerance_px: float = Field(default=1.0, ge=0)
-    # Most vertices of one polygon; 0 for no limit.
+    # Most vertices of one polygon, at least 3; 0 for no limit.
     max_vertices: int = Field(default=0, ge=0)
 
     # --- Label Studio
-    # Address and API key (personal access token or legacy token). Empty: what Label Studio sent with /setup.
-    # The key is only ever sent to this address, never to one that a request names.
+    # Address of Label Studio. Empty: the one that it sent with /setup.
     label_studio_url: str = Field(
         default="", validation_alias=AliasChoices("TRANSFINER_LABEL_STUDIO_URL", "LABEL_STUDIO_URL", "label_studio_url")
     )
+    # Its API key, a personal access token or a legacy token; only ever sent to the address above, never to one that a
+    # request names. Empty: the one that it sent with /setup.
     label_studio_api_key: SecretStr = Field(
         default=SecretStr(""),
         validation_alias=AliasChoices(
@@ -152,10 +159,13 @@ class Settings(BaseSettings):
     label_studio_timeout_s: float = Field(default=30.0, gt=0)
 
     # --- images
-    # Largest download in MiB, largest picture in megapixels, longest download in s, most redirects.
+    # Largest download of an image, in MiB.
     max_image_mib: float = Field(default=64.0, gt=0)
+    # Largest picture, in megapixels.
     max_image_megapixels: float = Field(default=80.0, gt=0)
+    # Longest download of an image, in s.
     image_timeout_s: float = Field(default=30.0, gt=0)
+    # Most redirects of an image's address.
     max_redirects: int = Field(default=5, ge=0)
     # Memory for decoding pictures, all of one worker at once, in MiB. They wait for one another; a picture that takes
     # more than all of it fails its task: 80 megapixels take 1.0 GiB as JPEG, 0.6 GiB as PNG, 1.8 GiB as JPEG 2000.
@@ -163,8 +173,9 @@ class Settings(BaseSettings):
     # Hosts that may resolve to loopback or private addresses, comma separated ("host", "host:port" or "*").
     # Label Studio's own host is always allowed.
     private_image_hosts: str = ""
-    # Folder and size in MiB of the workers' image cache; an empty folder: none.
+    # Folder of the workers' image cache; empty: none.
     image_cache: str = ""
+    # Most that the image cache holds, in MiB.
     image_cache_mib: float = Field(default=2048.0, gt=0)
 
     # --- learning from corrections
@@ -184,7 +195,7 @@ class Settings(BaseSettings):
     learning_lost_s: float = Field(default=30.0, ge=1)
     # Share of the images kept for judging, never trained on, 0..1; by content, so it is the same share for ever.
     holdout_share: float = Field(default=0.2, gt=0, lt=1)
-    # Which of several annotations of an image counts: the latest, or what the annotators agree on.
+    # Which of several annotations of an image counts: latest, or agreement: what the annotators agree on.
     annotators: Literal["latest", "agreement"] = "latest"
     # Earlier snapshots mixed into a training, and asked in the check for forgetting.
     replay_snapshots: int = Field(default=4, ge=0)
@@ -197,7 +208,7 @@ class Settings(BaseSettings):
     finetune_options: dict[str, Any] = {}
     # Fields of training.gate.GateRules as a JSON object, e.g. {"confidence": 0.9}.
     gate_rules: dict[str, Any] = {}
-    # Processes of one training (torchrun); 1: none.
+    # Processes of one training; more than 1 are started with torchrun.
     train_processes: int = Field(default=1, ge=1)
     # Have unlabelled tasks predicted anew after a promotion.
     repredict: bool = True
@@ -205,12 +216,16 @@ class Settings(BaseSettings):
     train_worker: bool = True
 
     # --- access
-    # Basic auth for everything but /health, set on the ML backend in Label Studio; empty user: no check.
+    # User of the password that everything but /health and /ready asks for; set both on the ML backend in Label Studio.
+    # Empty, and no token for programs: no check.
     basic_auth_user: str = ""
+    # The password of that user; both are set or neither.
     basic_auth_password: SecretStr = SecretStr("")
-    # For programs: accepted as `Authorization: Bearer ...` beside basic auth.
+    # For programs: accepted as `Authorization: Bearer ...` beside the password. Label Studio cannot send it: alone it
+    # locks Label Studio out.
     api_token: SecretStr = SecretStr("")
-    # Demanded on /webhook as header X-Transfiner-Secret; Label Studio's events never carry basic auth.
+    # Accepted on /webhook as header X-Transfiner-Secret in place of the password, which Label Studio's events never
+    # carry; without a password it is demanded.
     webhook_secret: SecretStr = SecretStr("")
 
     # Names under which the service is reached while no password is set, comma separated ("*": any). Addresses, names
@@ -218,6 +233,7 @@ class Settings(BaseSettings):
     allowed_hosts: str = ""
 
     # --- logs
+    # Least that is logged: DEBUG, INFO, WARNING or ERROR.
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     # text for people, json for log collectors.
     log_format: Literal["text", "json"] = "text"
@@ -226,11 +242,15 @@ class Settings(BaseSettings):
     @classmethod
     def _without_slash(cls, url: str) -> str:
         if url and (not url.startswith(("http://", "https://")) or re.search(r"[@\\\s%]", url)):
-            masked_url = re.sub(r"//.*@", "//...@", url)
-            raise ValueError(
-                f"is {masked_url!r}; expected http://host:port or https://host, e.g. http://127.0.0.1:8080"
-            )
+            raise ValueError("expected http://host:port or https://host, e.g. http://127.0.0.1:8080")
         return url.rstrip("/")
+
+    @field_validator("max_vertices")
+    @classmethod
+    def _polygon(cls, count: int) -> int:
+        if count in (1, 2):
+            raise ValueError("expected 0 (no limit) or at least 3, the vertices of a triangle")
+        return count
 
     @field_validator("project_models")
     @classmethod
@@ -238,14 +258,16 @@ class Settings(BaseSettings):
         for pair in filter(None, (part.strip() for part in text.split(","))):
             project, _, directory = pair.partition("=")
             if not (project.isdigit() and directory):
-                raise ValueError(f"has {pair!r}; expected PROJECT_ID=DIRECTORY, e.g. 12=/models/gears")
+                raise ValueError(f"{pair!r} is not of the form PROJECT_ID=DIRECTORY, e.g. 12=/models/gears")
         return text
 
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, url: str) -> str:
         if url and not url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://, e.g. redis://127.0.0.1:6379/0")
+            raise ValueError(
+                "expected an address that begins with redis://, rediss:// or unix://, e.g. redis://127.0.0.1:6379/0"
+            )
         return url
 
     @model_validator(mode="after")
@@ -274,8 +296,13 @@ class Settings(BaseSettings):
 
 def status_url(host: str, port: int) -> str:
     """Address of the status page of an API that listens on `host`, as a browser on this machine reaches it."""
-    reachable = {"0.0.0.0": "localhost", "127.0.0.1": "localhost", "::": "[::1]"}.get(host, host)
-    return f"http://{reachable}:{port}/status"
+    return f"{local_url('localhost' if host in ('0.0.0.0', '127.0.0.1') else host, port)}/status"
+
+
+def local_url(host: str, port: int) -> str:
+    """Address at which a program on this machine reaches an API that listens on `host`."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -287,13 +314,31 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
-        problems = [f"{_variable(problem['loc'])}: {problem['msg']}" for problem in error.errors()]
-        raise StartError("Wrong settings: " + "; ".join(problems) + ".", "Correct or unset the variable.") from error
+        problems = "; ".join(map(_described, error.errors()))
+        raise StartError(f"Wrong settings: {problems}.", "Correct or unset the variable.") from error
+    except SettingsError as error:  # its message names the field
+        field = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), "")
+        variable = PREFIX + field.upper()
+        raise StartError(
+            f"{variable} is {os.environ.get(variable, '')!r}, expected JSON.",
+            f"Examples are in docs/settings.md, for instance {variable}='{_JSON_EXAMPLES.get(field, '{}')}'.",
+        ) from error
 
 
-def _variable(location: tuple[int | str, ...]) -> str:
-    name = str(location[0]) if location else "settings"
-    return name if name.isupper() else PREFIX + name.upper()
+_JSON_EXAMPLES = {"finetune_base_sets": '["scenes:train"]', "gate_rules": '{"confidence": 0.9}'}
+
+
+def _described(problem: ErrorDetails) -> str:
+    """A problem with a setting: the variable, its value unless it is secret, and what was expected."""
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:  # of several variables, which the message names
+        return message
+    field = str(problem["loc"][0])
+    variable = field if field.isupper() else PREFIX + field.upper()
+    if isinstance(getattr(Settings.model_fields.get(field), "default", None), SecretStr):
+        return f"{variable}: {message}"
+    value = re.sub(r"^.*@", "...@", str(problem["input"]))  # an address may hold a password
+    return f"{variable} is {value!r}: {message}"
 
 
 def known_variables() -> set[str]:

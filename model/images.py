@@ -150,7 +150,8 @@ def _decode(data: bytes, name: str, max_pixels: int, budget: MemoryBudget | None
                 f"{name} takes too much memory to decode",
                 value=f"{size_bytes >> 20} MiB for {width} x {height} pixels of {image.format} {image.mode}",
                 expected=f"at most {budget.limit_bytes >> 20} MiB",
-                fix="scale the image down or save it as JPEG or PNG, or raise the limit of memory for decoding",
+                fix="scale the image down or save it as JPEG or PNG, or raise the service's memory for decoding "
+                "(TRANSFINER_MAX_DECODING_MIB)",
             )
         with nullcontext() if budget is None else budget.hold(size_bytes):
             image.load()
@@ -245,7 +246,7 @@ def _too_large(name: str, value: str, max_pixels: int) -> ImageError:
         f"{name} has too many pixels",
         value=value,
         expected=f"at most {min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))} pixels",
-        fix="scale the image down, or raise the limit of pixels",
+        fix="scale the image down, or raise the service's limit of pixels (TRANSFINER_MAX_IMAGE_MEGAPIXELS)",
     )
 
 

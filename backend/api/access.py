@@ -66,7 +66,11 @@ def authorise(settings: Settings) -> None:
         return
     if not _knows_credentials(settings):
         raise UnauthorizedError(
-            "Credentials are missing or wrong.", "Give the ML backend in Label Studio the basic auth user and password."
+            "Credentials are missing or wrong.",
+            "Give the ML backend in Label Studio the basic auth user and password."
+            if settings.basic_auth_user
+            else "This service takes TRANSFINER_API_TOKEN alone, which Label Studio cannot send; for Label Studio, set "
+            "TRANSFINER_BASIC_AUTH_USER and TRANSFINER_BASIC_AUTH_PASSWORD as well.",
         )
 
 

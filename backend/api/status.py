@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def _tasks(service: Services) -> dict[str, Any]:
     counts = {state: sum(row["state"] == state for row in records) for state in (QUEUED, RUNNING, FAILED, PARKED)}
     workers = living_workers(service.connection)
     waiting = sum(service.queue.depth().values())
-    left_s = waiting * _seconds_per_task(service) / max(1, sum(not is_interactive(name) for name in workers))
+    left_s = waiting * _seconds_per_task(service) / _batch_workers(workers)
     # Figures of the present load: everything asked for since the oldest task that is still waiting.
     open_since = min((row["queued_at"] for row in records if row["state"] not in FINAL), default="")
     load = [row for row in records if open_since and row.get("queued_at", "") >= open_since]
@@ -164,7 +165,7 @@ def jobs() -> Response:
     pace_s = _seconds_per_task(service)
     for row in rows:
         if "position" in row:
-            row["eta_s"] = round((row["position"] + 1) * pace_s / max(1, len(workers)), 1)
+            row["eta_s"] = round((row["position"] + 1) * pace_s / _batch_workers(workers), 1)
         if row["state"] in FINAL and not row.get("delivery"):
             row["delivery"] = "kept"
     return jsonify(
@@ -179,6 +180,11 @@ def jobs() -> Response:
 def _matches(row: dict[str, Any], name: str, expected: str | None) -> bool:
     value = row.get(name, "")
     return expected is None or value == expected or (name == "project" and value.partition(".")[0] == expected)
+
+
+def _batch_workers(workers: Collection[str]) -> int:
+    """How many of the living workers take waiting tasks, at least one; the interactive one answers prompts alone."""
+    return max(1, sum(not is_interactive(name) for name in workers))
 
 
 def _seconds_per_task(service: Services) -> float:

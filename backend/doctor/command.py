@@ -27,7 +27,7 @@ from backend.errors import ServiceError
 from backend.processes.embedded_redis import binary
 from backend.processes.running_service import load_settings_of_running
 from backend.queue.recovery import living_workers
-from backend.settings import Settings, unknown_variables
+from backend.settings import Settings, local_url, unknown_variables
 from backend.versions.resolve import ServedModel, model_directory, read_served_model
 from integration.label_studio.client import ClientError, LabelStudioClient, is_personal_access_token
 from integration.label_studio.label_config import parse_label_config
@@ -120,7 +120,7 @@ def _queue(settings: Settings) -> Iterator[Finding]:
 
 
 def _api(settings: Settings) -> Finding:
-    url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}/health"
+    url = f"{local_url(settings.host, settings.port)}/health"
     try:
         facts = requests.get(url, timeout=2).json()
     except (requests.RequestException, ValueError):

@@ -14,10 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backend.errors import StartError
 from backend.processes.parent_death import bound_command
 
 if TYPE_CHECKING:
@@ -53,6 +54,33 @@ def step_command(settings: Settings, step: str, request: Mapping[str, Any]) -> l
     if step == FINETUNE and settings.train_processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={settings.train_processes}"]
     return [*launcher, "-m", "backend.learning.steps", step, json.dumps({**request, **options[step]}, default=str)]
+
+
+def check_step_options(settings: Settings) -> None:
+    """Check at the start what else a round would find out after its snapshot or its training.
+
+    Raises:
+        StartError: a field of TRANSFINER_FINETUNE_OPTIONS or a rule of TRANSFINER_GATE_RULES is unknown or wrong.
+    """
+    fix = "Correct or unset the variable."
+    if settings.finetune_options:
+        from training.finetune.plan import FinetuneSettings
+
+        names = [field.name for field in fields(FinetuneSettings)]
+        if unknown_names := [name for name in settings.finetune_options if name not in names]:
+            unknown = ", ".join(map(repr, unknown_names))
+            raise StartError(f"TRANSFINER_FINETUNE_OPTIONS has {unknown}, expected some of {', '.join(names)}.", fix)
+        try:
+            FinetuneSettings(**settings.finetune_options)
+        except (TypeError, ValueError) as error:
+            raise StartError(f"TRANSFINER_FINETUNE_OPTIONS: {error}.", fix) from error
+    if settings.gate_rules:
+        from training.gate.verdict import parse_rules
+
+        try:
+            parse_rules(settings.gate_rules)
+        except ValueError as error:
+            raise StartError(f"TRANSFINER_GATE_RULES: {error}.", fix) from error
 
 
 @dataclass(frozen=True)

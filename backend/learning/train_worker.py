@@ -24,7 +24,7 @@ from backend.errors import ServiceError, StartError
 from backend.learning import round as runs
 from backend.learning.label_studio import LabelStudioProject, TriggerState, training_reason
 from backend.learning.round import Interrupted, Round, RoundParts, Run, RunStore, newest_trigger_state, started_run
-from backend.learning.steps import StepCommand, step_command
+from backend.learning.steps import StepCommand, check_step_options, step_command
 from backend.predictions.projects import Project, Projects
 from backend.queue.connection import require_queue_server, worker_connection
 from backend.queue.keys import WATCH_LOCK, trigger_state_key
@@ -72,6 +72,7 @@ class Learner:
     def __post_init__(self) -> None:
         if not self.settings.registry:
             raise StartError("Learning is off: TRANSFINER_REGISTRY is empty.", "Set it to a folder or a bucket.")
+        check_step_options(self.settings)
         self.queue = TrainQueue(self.connection)
         self.store = RunStore(self.settings.registry)
         self.registry = registry_of(self.settings)

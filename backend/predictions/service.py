@@ -60,7 +60,8 @@ class Predictions:
         self.prompted = PromptMemory(connection)
         file = settings.promises_folder / f"{settings.port}.sqlite3"
         self.promises = PromiseKeeper(self.queue, self.deliveries, self.projects, file)
-        self._waiting = threading.BoundedSemaphore(max(1, settings.api_threads - SPARE_THREADS))
+        self._places = max(1, settings.api_threads - SPARE_THREADS)
+        self._waiting = threading.BoundedSemaphore(self._places)
 
     def answer(
         self, request: PredictRequest, model: ServedModel, request_id: str, requester: Requester | None = None
@@ -196,7 +197,7 @@ class Predictions:
     def _wait(self, jobs: Sequence[PredictionJob], until: float, requester: Requester) -> dict[str, JobOutcome]:
         has_place = self._waiting.acquire(blocking=False)
         if not has_place:
-            log.warning("all %d waiting places are taken; a request is deferred", self.settings.api_threads)
+            log.warning("all %d waiting places are taken; a request is deferred", self._places)
             until = time.monotonic()
         outcomes: dict[str, JobOutcome] = {}
         try:

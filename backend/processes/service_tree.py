@@ -15,7 +15,7 @@ from backend.processes.supervisor import Child, python_module
 from backend.processes.waiting import answers
 from backend.queue.connection import require_queue_server, web_connection
 from backend.queue.recovery import is_interactive, living_workers
-from backend.settings import PREFIX, Settings, unknown_variables
+from backend.settings import PREFIX, Settings, local_url, unknown_variables
 
 # Folders that a command may choose for its children.
 PLACES = ("registry", "registry_cache", "learning_folder", "promises_folder")
@@ -92,12 +92,11 @@ def _worker_child(settings: Settings, number: int, *, is_nice: bool) -> Child:
 
 
 def _api_child(settings: Settings) -> Child:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     return Child(
         "api",
         python_module("backend.cli", "api"),
         environment=settings_environment(settings),
-        ready=functools.partial(answers, f"http://{host}:{settings.port}/health"),
+        ready=functools.partial(answers, f"{local_url(settings.host, settings.port)}/health"),
         start_timeout_s=60.0,
         grace_s=15.0,
     )

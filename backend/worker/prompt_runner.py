@@ -104,7 +104,8 @@ class PromptRunner:
                 self._predictor = self._load(self.settings)
             except (ValueError, OSError) as error:
                 raise TaskError(
-                    f"The promptable model cannot be loaded: {error}.", "Set TRANSFINER_PROMPT_MODEL."
+                    f"The promptable model cannot be loaded: {error}.",
+                    "Set TRANSFINER_PROMPT_MODEL to a checkpoint with a promptable network.",
                 ) from error
             log.info("promptable model %s is loaded", self._predictor.version)
         if self._predictor.version != version:

@@ -172,7 +172,7 @@ class Downloader:
             f"{shown_url(url)} is too large",
             value=f"{size} bytes or more",
             expected=f"at most {self.settings.max_bytes} bytes",
-            fix="use a smaller file, or raise the limit of bytes",
+            fix="use a smaller file, or raise the limit of bytes (TRANSFINER_MAX_IMAGE_MIB)",
         )
 
     def _fetch_error(self, url: str, error: Exception, deadline: Deadline) -> ImageError:
@@ -181,7 +181,7 @@ class Downloader:
                 f"{shown_url(url)} takes too long",
                 value=f"more than {self.settings.timeout_s:g} s",
                 expected="a complete answer within this time",
-                fix="check the host, or raise the time limit for images",
+                fix="check the host, or raise the time limit for images (TRANSFINER_IMAGE_TIMEOUT_S)",
             )
         return ImageError(
             f"cannot fetch {shown_url(url)}",
@@ -222,7 +222,7 @@ def _refusal(url: str, error: AddressRefused) -> ImageError:
         f"{shown_url(url)} may not be fetched",
         value=str(error),
         expected="Label Studio itself, a public host, or a host on the list of private hosts",
-        fix="if this is your own image server, add it to the list of private hosts",
+        fix="if this is your own image server, add it to the list of private hosts (TRANSFINER_PRIVATE_IMAGE_HOSTS)",
     )
 
 

@@ -221,7 +221,7 @@ def _at_label_studio(path: str, base_url: str) -> str:
             "an image lies in Label Studio, whose address is not known",
             value=shown_url(path),
             expected="the address of Label Studio",
-            fix="set its address and an API key in the settings of this backend",
+            fix="set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY for this backend",
         )
     base = urlsplit(base_url.rstrip("/"))
     path = path.replace("\\", "%5C")  # names of files may hold it; in an address it is ambiguous

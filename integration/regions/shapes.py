@@ -200,13 +200,18 @@ def extent_of(entry: Mapping[str, Any], width: int, height: int) -> np.ndarray |
     return mask_hw
 
 
+#: Larger coordinates, in percent of the image, are no drawing.
+_LARGEST_PERCENT = 1e6
+
+
 def _numbers(values: object) -> np.ndarray:
     try:
         numbers = np.array(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ShapeError(f"its coordinates are not numbers: {error}") from error
-    if not np.isfinite(numbers).all() or np.abs(numbers).max(initial=0) > 1e6:
-        raise ShapeError("its coordinates are not finite numbers")
+    wrong_numbers = numbers[~(np.abs(numbers) <= _LARGEST_PERCENT)]
+    if wrong_numbers.size:
+        raise ShapeError(f"a coordinate is {wrong_numbers.flat[0]:g}, expected percent of the image")
     return numbers
 
 

@@ -329,6 +329,7 @@ OUTLINE_PLAN = PromptTraining(
     ema_decay=0.98,
     workers=0,
     checkpoint_s=60.0,
+    degraded_share=0.0,  # a project's photographs are as good as they will be
     learned=("pyramid.", "mask_head.", "quality."),
 )
 

@@ -217,6 +217,16 @@ def recoloured(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
+def degraded(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A view as a worse photograph shows it: darkened or lightened, out of focus or noisy; uint8 S x S x 3."""
+    values = 255 * (pixels.astype(np.float32) / 255) ** np.exp(rng.uniform(-0.6, 0.9))
+    if rng.random() < 0.5:
+        values = gaussian_filter(values, (rng.uniform(0.3, 2.0), rng.uniform(0.3, 2.0), 0))
+    if rng.random() < 0.5:
+        values += rng.normal(0, rng.uniform(2, 12), values.shape)
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
 def elsewhere(
     pixels: np.ndarray, mask: np.ndarray, background: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -32,6 +32,7 @@ from training.prompts.data import (
     ObjectSet,
     box_view,
     covered,
+    degraded,
     elsewhere,
     jittered_box,
     merged,
@@ -59,6 +60,9 @@ class PromptTraining:
         pasted_share: of views in which another object is pasted over a part of it, and as many again whose object is
             pasted onto another photograph.
         turned_share: of views turned by one to three quarters of a circle: people upside down, things lying.
+        forgotten_share: of views of click batches that show all their clicks and no mask so far, as the first few
+            clicks of an object are answered together.
+        degraded_share: of views that are darkened, blurred or noisy.
     """
 
     batch: int = 16
@@ -72,6 +76,8 @@ class PromptTraining:
     merged_share: float = 0.25
     pasted_share: float = 0.15
     turned_share: float = 0.25
+    forgotten_share: float = 0.3
+    degraded_share: float = 0.25
     ema_decay: float = 0.999
     bf16: bool = False
     seed: int = 1
@@ -131,6 +137,8 @@ class Views(IterableDataset[list[Example]]):
         else:
             view = box_view(image.shape[:2], item.box_xyxy if by_clicks else box, VIEW_SIDE, rng, by_clicks=by_clicks)
         pixels = recoloured(view.pixels(image), rng)
+        if rng.random() < self.plan.degraded_share:
+            pixels = degraded(pixels, rng)
         mask = _mask_in(view, item)
         if mask.sum() < 30:
             return None
@@ -215,6 +223,20 @@ def clicked(
     return masks
 
 
+def partly_forgotten(
+    masks: Sequence[Tensor | None], batch: Sequence[Example], share: float, rng: np.random.Generator
+) -> list[Tensor | None]:
+    """Masks so far, a share of them taken away again: clicks are then all that the network knows of an object.
+
+    Views that began with a flawed mask keep theirs: one click corrects it.
+    """
+    chances = rng.random(len(batch))
+    return [
+        None if example.earlier_mask is None and chance < share else mask
+        for mask, example, chance in zip(masks, batch, chances, strict=True)
+    ]
+
+
 def with_new_cues(state: Mapping[str, Tensor], network: torch.nn.Module) -> dict[str, Tensor]:
     """Weights of a network whose nodes had fewer cues; the new ones, which are the last, count nothing at first."""
     result = dict(state)
@@ -274,6 +296,8 @@ def train_prompts(
             by_clicks, batch = next(batches)
             rounds = int(rng.integers(0, plan.rounds + 1)) if by_clicks else int(rng.random() < 0.15)
             earlier_masks = clicked(network, batch, rounds, rng, bf16=plan.bf16)
+            if by_clicks:
+                earlier_masks = partly_forgotten(earlier_masks, batch, plan.forgotten_share, rng)
             views, prompts, masks = as_tensors(batch, earlier_masks)
             with torch.autocast("cpu", torch.bfloat16, enabled=plan.bf16):
                 terms = network.losses(views, prompts, masks)

@@ -12,6 +12,7 @@ from redis import Redis, RedisError
 
 from backend.cli.types import CHECKPOINT, DEVICE, PORT
 from backend.errors import StartError
+from backend.learning.steps import check_step_options
 from backend.logs import set_up_logs
 from backend.processes.running_service import announced
 from backend.processes.service_tree import service_children, warn_of_unknown_variables
@@ -51,6 +52,8 @@ def serve(**options: Any) -> None:
     """
     settings = load_settings(**options)
     _check_device(settings)
+    if settings.registry and settings.train_worker:
+        check_step_options(settings)
     set_up_logs(settings)
     warn_of_unknown_variables()
     children, settings = service_children(settings)

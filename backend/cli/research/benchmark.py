@@ -186,15 +186,13 @@ def fewshot(
         figures = f"boundary AP {100 * point.boundary_ap:.1f}, mask AP {100 * point.mask_ap:.1f}"
         _tell(f"{point.images} images, draw {point.seed}: {figures}")
 
-    train_set, test_set = open_set(train), open_set(test)
-    if not (isinstance(train_set, CocoSet) and isinstance(test_set, CocoSet)):
-        raise click.UsageError("give sets of photographs: coco:FILE.json:IMAGES/, lvis:... or via:FOLDER[:LABEL]")
-    names = classes or train_set.class_names
-    train_samples, test_samples = (
-        class_samples(train_set, names),
-        class_samples(test_set, names, all_images=all_test_images),
-    )
     with plain_errors():
+        train_set, test_set = open_set(train), open_set(test)
+        if not (isinstance(train_set, CocoSet) and isinstance(test_set, CocoSet)):
+            raise click.UsageError("give sets of photographs: coco:FILE.json:IMAGES/, lvis:... or via:FOLDER[:LABEL]")
+        names = classes or train_set.class_names
+        train_samples = class_samples(train_set, names)
+        test_samples = class_samples(test_set, names, all_images=all_test_images)
         points = fewshot_curve(weights, train_samples, test_samples, counts, seeds, progress=show)
     print_result(curve_as_dict(points), curve_text(points), as_json)
 
@@ -244,8 +242,9 @@ def networks(
     limit_threads(threads)
     keep_freed_memory(device)
     setting = CostSetting(config, height=size[0], width=size[1], device=device, repeats=repeats)
-    inference = compare_networks(setting, tell=_tell, **amounts)
-    training_costs = compare_training(setting, tell=_tell) if training else None
+    with plain_errors(KeyError):
+        inference = compare_networks(setting, tell=_tell, **amounts)
+        training_costs = compare_training(setting, tell=_tell) if training else None
     outcome = {"inference": inference, "training": training_costs}
     print_result(outcome, network_costs_text(inference, training_costs), as_json)
 

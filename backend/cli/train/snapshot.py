@@ -96,13 +96,18 @@ def read_labelling(config_file: Path | None, rows: Sequence[Mapping[str, Any]], 
 
 
 def label_studio_client(url: str | None, api_key: str | None) -> LabelStudioClient:
-    """A client for the Label Studio of the options or the settings. Raises StartError when neither names one."""
-    from backend.settings import load_settings
+    """A client for the Label Studio of the options, the settings or a service that runs here.
+
+    Raises:
+        StartError: none of them names one.
+    """
+    from backend.processes.running_service import load_settings_of_running
     from integration.label_studio.client import LabelStudioClient
 
-    settings = load_settings(label_studio_url=url, label_studio_api_key=api_key)
+    settings = load_settings_of_running(label_studio_url=url, label_studio_api_key=api_key)
     if not settings.label_studio_url:
-        raise StartError("No address of Label Studio.", "Give --url or set LABEL_STUDIO_URL; or use --export.")
+        fix = "Give --url, set LABEL_STUDIO_URL or start a demo or service; or use --export."
+        raise StartError("No address of Label Studio.", fix)
     key = settings.label_studio_api_key.get_secret_value()
     return LabelStudioClient(settings.label_studio_url, key, timeout_s=max(60.0, settings.label_studio_timeout_s))
 

@@ -62,8 +62,8 @@ def train(
     from training.engine.trainer import STATE_FILE, Trainer
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    cfg = get_training_config(config)
-    with plain_errors():
+    with plain_errors(KeyError):
+        cfg = get_training_config(config)
         override(cfg, [part for pair in overrides for part in pair])
     if max_minutes is not None:
         cfg.TRAINING.MAX_MINUTES = max_minutes
@@ -230,7 +230,7 @@ def train_prompts_command(
     from training.prompts.train import PromptTraining, train_prompts
 
     if (nanodet is None) == (init is None):
-        raise click.UsageError("either --nanodet or --init is needed")
+        raise click.UsageError("give one of --nanodet and --init, not both")
     torch.set_num_threads(threads)
     with plain_errors():
         cfg, network = _prompted_start(nanodet, init)

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from backend.cli import main as cli
 from backend.errors import StartError
-from backend.settings import Settings, known_variables, load_settings, unknown_variables
+from backend.learning.steps import check_step_options
+from backend.settings import Settings, known_variables, load_settings, local_url, unknown_variables
 from tests.support.service import ROOT, predict_body, setup_body, tasks
 
 pytestmark = pytest.mark.service
@@ -92,7 +93,9 @@ def test_every_command_shows_an_example(command):
         ("LABEL_STUDIO_URL", "localhost:8080", "http://"),
         ("LABEL_STUDIO_API_KEY", "secret-key", "LABEL_STUDIO_URL"),
         ("TRANSFINER_BASIC_AUTH_USER", "ls", "TRANSFINER_BASIC_AUTH_PASSWORD"),
-        ("TRANSFINER_LOG_LEVEL", "LOUD", "TRANSFINER_LOG_LEVEL"),
+        ("TRANSFINER_LOG_LEVEL", "LOUD", "TRANSFINER_LOG_LEVEL is 'LOUD'"),
+        ("TRANSFINER_MAX_VERTICES", "2", "TRANSFINER_MAX_VERTICES is '2': expected 0 (no limit) or at least 3"),
+        ("TRANSFINER_GATE_RULES", "[1]", "TRANSFINER_GATE_RULES"),
     ],
 )
 def test_a_wrong_setting_names_its_variable(settings, monkeypatch, name, value, says):
@@ -101,6 +104,43 @@ def test_a_wrong_setting_names_its_variable(settings, monkeypatch, name, value, 
         load_settings()
     assert says in str(caught.value)
     assert "secret-key" not in str(caught.value)
+
+
+def test_a_setting_that_is_no_json_is_shown_with_an_example(settings, monkeypatch):
+    monkeypatch.setenv("TRANSFINER_GATE_RULES", "{bad")
+    with pytest.raises(StartError, match=r"TRANSFINER_GATE_RULES is '\{bad', expected JSON.*\{\"confidence\": 0.9\}"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            {"finetune_options": {"iteratons": 4}},
+            "TRANSFINER_FINETUNE_OPTIONS has 'iteratons', expected some of preset,",
+        ),
+        ({"finetune_options": {"batch_size": 0}}, "TRANSFINER_FINETUNE_OPTIONS: batch_size is 0"),
+        ({"gate_rules": {"confidense": 0.9}}, "TRANSFINER_GATE_RULES: the gate has no rule 'confidense'"),
+    ],
+)
+def test_options_of_a_round_are_checked_when_the_service_starts(settings, options, says):
+    """A round would notice them after its snapshot or its training."""
+    with pytest.raises(StartError) as caught:
+        check_step_options(settings.model_copy(update=options))
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:9090"),
+        ("::", "http://[::1]:9090"),
+        ("::1", "http://[::1]:9090"),
+        ("box.local", "http://box.local:9090"),
+    ],
+)
+def test_an_api_is_reached_at_the_address_it_listens_on(host, url):
+    assert local_url(host, 9090) == url
 
 
 def test_every_setting_is_read_from_its_variable(settings, monkeypatch):

@@ -67,8 +67,8 @@ def test_recorded_tasks(name: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("value", "task", "base_url", "words"),
     [
-        ("/data/upload/1/a.jpg", {"id": 5}, "", "set its address"),
-        ("s3://b/k", {"id": 5}, "", "set its address"),
+        ("/data/upload/1/a.jpg", {"id": 5}, "", "set LABEL_STUDIO_URL"),
+        ("s3://b/k", {"id": 5}, "", "set LABEL_STUDIO_URL"),
         ("s3://b/k", {}, BASE, "task with an id"),
         ("ftp://host/x.jpg", {"id": 5}, BASE, "unknown form"),
         ("file:///etc/passwd", {"id": 5}, BASE, "unknown form"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.prompts.data import LEAST_VISIBLE, covered, elsewhere, turned_box
+from training.prompts.data import LEAST_VISIBLE, covered, degraded, elsewhere, turned_box
 
 SIDE = 64
 
@@ -57,3 +57,14 @@ def test_a_turned_box_lies_around_the_turned_mask(quarters: int) -> None:
     turned_mask = np.rot90(mask, quarters)
     assert turned_mask[y0:y1, x0:x1].all()
     assert turned_mask.sum() == (y1 - y0) * (x1 - x0)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_degraded_view_shows_the_same_things_in_the_same_places(seed: int) -> None:
+    mask = square(16, 16, 32)
+    view = np.where(mask[:, :, None], plain(180), plain(60))
+    worse = degraded(view, np.random.default_rng(seed))
+    assert worse.shape == view.shape
+    assert worse.dtype == np.uint8
+    assert worse[24:40, 24:40].mean() > worse[:8].mean() + 20
+    assert (worse != view).any()

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from model.config import get_config
 from model.prompts.network import PromptNetwork
 from training.prompts.data import MaskedObject, ObjectSet
-from training.prompts.train import PromptTraining, train_prompts, with_new_cues
+from training.prompts.train import Example, PromptTraining, partly_forgotten, train_prompts, with_new_cues
 
 CUES = ["feature", "coarse", "position"]
 
@@ -77,3 +77,14 @@ def test_the_log_has_a_line_every_25_steps(objects: ObjectSet, tmp_path: Path) -
     (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
     assert json.loads(line)["views"] == 25
     assert steps == list(range(1, 26))
+
+
+def test_a_share_of_the_masks_so_far_is_forgotten_but_never_a_flawed_one() -> None:
+    view, mask = np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool)
+    clicked = [Example(view, mask, None, [(4.0, 4.0, True)]) for _ in range(200)]
+    flawed = [Example(view, mask, None, [], mask.astype(np.float32)) for _ in range(50)]
+    masks = [torch.ones(8, 8) for _ in range(250)]
+    left = partly_forgotten(masks, clicked + flawed, 0.3, np.random.default_rng(0))
+    forgotten = sum(mask is None for mask in left[:200])
+    assert 40 <= forgotten <= 80
+    assert all(mask is not None for mask in left[200:])
