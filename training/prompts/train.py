@@ -290,9 +290,7 @@ def train_prompts(
         while (spent_s := time.monotonic() - started) < plan.seconds and (
             not plan.iterations or step < plan.iterations
         ):
-            rate = _rate(plan, spent_s, step)
-            for group in optimizer.param_groups:
-                group["lr"] = plan.learning_rate * group["factor"] * rate
+            _set_rate(optimizer, plan, spent_s, step)
             by_clicks, batch = next(batches)
             rounds = int(rng.integers(0, plan.rounds + 1)) if by_clicks else int(rng.random() < 0.15)
             earlier_masks = clicked(network, batch, rounds, rng, bf16=plan.bf16)
@@ -327,6 +325,12 @@ def _rate(plan: PromptTraining, spent_s: float, step: int) -> float:
     """Share of the learning rate: a linear warm-up, then a cosine to zero by time or iterations, which ends first."""
     progress = max(spent_s / plan.seconds, step / plan.iterations if plan.iterations else 0.0)
     return min(1.0, (step + 1) / plan.warm_up) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, plan: PromptTraining, spent_s: float, step: int) -> None:
+    rate = _rate(plan, spent_s, step)
+    for group in optimizer.param_groups:
+        group["lr"] = plan.learning_rate * group["factor"] * rate
 
 
 def _optimizer(network: PromptNetwork, plan: PromptTraining) -> torch.optim.AdamW:
