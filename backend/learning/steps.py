@@ -73,14 +73,14 @@ def check_step_options(settings: Settings) -> None:
         try:
             FinetuneSettings(**settings.finetune_options)
         except (TypeError, ValueError) as error:
-            raise StartError(f"TRANSFINER_FINETUNE_OPTIONS: {error}.", fix) from error
+            raise StartError(f"TRANSFINER_FINETUNE_OPTIONS: {error}", fix) from error
     if settings.gate_rules:
         from training.gate.verdict import parse_rules
 
         try:
             parse_rules(settings.gate_rules)
         except ValueError as error:
-            raise StartError(f"TRANSFINER_GATE_RULES: {error}.", fix) from error
+            raise StartError(f"TRANSFINER_GATE_RULES: {error}", fix) from error
 
 
 @dataclass(frozen=True)
